@@ -1,0 +1,153 @@
+"""The words the runtime and the compiled call exchange: modes, reasons, roles of inputs, one call's lease and outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from fxcache.options import Options
+
+
+class Mode(Enum):
+    """What the host asks of the graph for one call."""
+
+    COMPUTE = "compute"
+    """Run the whole trunk; no decision, no host synchronisation."""
+    DECIDE = "decide"
+    """Reuse if the difference is finite and below `Lease.threshold`, otherwise compute."""
+
+
+class Reason(str, Enum):
+    """Why a call ended the way it did; the value is what `summary` prints."""
+
+    REUSED = "reused"
+    DIFFERENCE = "difference >= threshold"
+    WARMUP = "warmup"
+    MAX_CACHED = "max_cached_steps"
+    MAX_CONTINUOUS = "max_continuous_cached_steps"
+    MAX_ACCUMULATED = "accumulated difference"
+    DISABLED = "threshold <= 0"
+    FIRST = "first step"
+    NOT_FINITE = "not finite"
+    RESTART = "time restarted"
+    UNATTRIBUTED = "no context for this call"
+    REPEATED = "repeated call"
+    BUSY = "context in use by another call"
+    TOO_LARGE = "max_state_bytes"
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+@dataclass(frozen=True)
+class InputRoles:
+    """Positions in the flat inputs of one graph, by what the input means to a denoising loop."""
+
+    parameters: tuple[int, ...] = ()
+    """Parameters and buffers; they identify the model."""
+    latents: tuple[int, ...] = ()
+    """Change at every step, shared by the branches of one step."""
+    timestep: tuple[int, ...] = ()
+    """The time or noise level; may be empty."""
+    conditioning: tuple[int, ...] = ()
+    """Text states, pooled vectors, class labels; they identify the branch."""
+    other: tuple[int, ...] = ()
+    """Masks, position ids, rope tables, guidance, control residuals: only their shapes count."""
+    names: tuple[str, ...] = ()
+    """Best known argument name of every input, for messages."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape, dtype and device of one state tensor; contiguous."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one such tensor."""
+        count = self.dtype.itemsize
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True, eq=False)
+class GraphInfo:
+    """What the runtime must know of one compiled graph. Compared by identity."""
+
+    signature: str
+    """Hash of the trunk's structure: equal for the static and the dynamic graph of one model, different when blocks are skipped."""
+    options: Options
+    roles: InputRoles
+    middle_flops: int = 0
+    """Work a reused call saves, in floating point operations."""
+    total_flops: int = 0
+    stream_names: tuple[str, ...] = ()
+    trunk: str = ""
+    """The trunk in words."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call did, as the graph reported it.
+
+    A call in `Mode.COMPUTE` reports `Outcome()`. `time` is the clock (direction, previous, now) the decision has read, if any.
+    """
+
+    reused: bool = False
+    difference: float | None = None
+    finite: bool = True
+    restarted: bool = False
+    time: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One finished call of a context, for `summary`."""
+
+    step: int
+    reason: Reason
+    difference: float | None
+    """Relative residual difference; absent when nothing was compared."""
+
+    @property
+    def reused(self) -> bool:
+        """Whether the trunk's middle was skipped."""
+        return self.reason is Reason.REUSED
+
+
+class Lease:
+    """The right of one call to use one context, from `Attribution.begin` to `end` or `abort`.
+
+    Call `state` first and read the other fields afterwards: a context whose tensors no longer fit turns the call into a
+    computed one.
+    """
+
+    __slots__ = ("__weakref__", "_allocate", "clock", "mode", "reason", "repeat_allowed", "store", "threshold", "ticket")
+
+    def __init__(self, allocate: Callable[[Lease, tuple[TensorSpec, ...]], list[torch.Tensor]], ticket: object = None) -> None:
+        self.mode: Mode = Mode.COMPUTE
+        self.reason: Reason = Reason.UNATTRIBUTED
+        self.threshold: float = 0.0
+        """Reuse below it; infinite for "always", negative for "never, but tell me the difference"."""
+        self.store: bool = False
+        """False: compute and leave no trace (the state tensors are scratch)."""
+        self.clock: torch.Tensor | None = None
+        """Device float32 [3] (direction, previous time, now); None when the host has checked the time."""
+        self.repeat_allowed: bool = True
+        """Whether an equal time in successive calls is a normal step."""
+        self.ticket = ticket
+        """Bookkeeping of the attribution; nobody else reads it."""
+        self._allocate = allocate
+
+    def state(self, specs: tuple[TensorSpec, ...]) -> list[torch.Tensor]:
+        """Return the context's tensors, made with zeros on first use and again when the specs changed."""
+        return self._allocate(self, specs)

@@ -1,0 +1,1 @@
+"""Tiny random models that exercise the shapes of real diffusion transformers without any download."""

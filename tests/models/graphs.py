@@ -15,6 +15,8 @@ import torch._inductor.compile_fx
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from tests.models.tiny import TinyModel
+
 
 @dataclass
 class AotGraph:
@@ -42,7 +44,7 @@ class AotGraph:
 
 
 def aot_graphs(
-    module: Callable[..., Any],
+    module: Callable[..., Any] | TinyModel,
     kwargs: Mapping[str, Any] | None = None,
     *,
     args: Sequence[Any] = (),
@@ -52,6 +54,8 @@ def aot_graphs(
     calls: Sequence[Mapping[str, Any]] = (),
 ) -> list[AotGraph]:
     """Compile `module` for one call (and for each further one in `calls`) and return every graph, in order.
+
+    A `TinyModel` may stand for its module; its arguments are then passed the way it wants them, by default `inputs()`.
 
     `decompose=False` keeps the operators that Inductor would decompose (the core AOTAutograd ones still go).
     """
@@ -97,6 +101,9 @@ def aot_graphs(
 
         return outer
 
+    if isinstance(module, TinyModel):
+        args, kwargs = module.split(module.inputs() if kwargs is None else kwargs)
+        module = module.module
     torch._dynamo.reset()
     with torch._functorch.config.patch(enable_autograd_cache=False), torch.no_grad():
         compiled_module = torch.compile(module, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
@@ -108,7 +115,7 @@ def aot_graphs(
 
 
 def aot_graph(
-    module: Callable[..., Any],
+    module: Callable[..., Any] | TinyModel,
     kwargs: Mapping[str, Any] | None = None,
     *,
     args: Sequence[Any] = (),

@@ -152,8 +152,12 @@ class TinyModel:
 
     def call(self, kwargs: Mapping[str, Any], module: Callable[..., Any] | None = None) -> Any:
         """Call the module (or a compiled form of it) the way its users do."""
-        target = module or self.module
-        return target(*kwargs.values()) if self.positional else target(**kwargs)
+        args, rest = self.split(kwargs)
+        return (module or self.module)(*args, **rest)
+
+    def split(self, kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of a call."""
+        return (tuple(kwargs.values()), {}) if self.positional else ((), dict(kwargs))
 
     def run(self, kwargs: Mapping[str, Any], module: Callable[..., Any] | None = None) -> Tensor:
         """Call without gradients and return the first tensor of the result."""

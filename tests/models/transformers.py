@@ -20,6 +20,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
+from tests.models.foreign import FOREIGN
 from tests.models.tiny import SQUARES, Draw, TinyModel, seeded
 
 F32 = torch.float32
@@ -319,5 +320,5 @@ DIFFUSERS: dict[str, Callable[..., TinyModel]] = {
 }
 """Builders for classes of diffusers."""
 
-TRANSFORMERS: dict[str, Callable[..., TinyModel]] = dict(DIFFUSERS)
-"""All builders of this module."""
+TRANSFORMERS: dict[str, Callable[..., TinyModel]] = {**DIFFUSERS, **FOREIGN}
+"""All builders."""

@@ -1,0 +1,150 @@
+"""Generate digits: a diffusers pipeline over the trained transformer, and `sample`, one call around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.digits.model import GRID, NULL_CLASS, PATCH, WEIGHTS, condition, load_transformer, position_ids, unpack
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """One call of the transformer per step, with the conditioning that lasts for the generation."""
+
+    name: str
+    text: Tensor
+    pooled: Tensor
+
+
+def _branches(classes: Tensor, dtype: torch.dtype, guided: bool, batched: bool) -> tuple[_Branch, ...]:
+    text, pooled = condition(classes, dtype)
+    if not guided:
+        return (_Branch("cond", text, pooled),)
+    no_text, no_pooled = condition(torch.full_like(classes, NULL_CLASS), dtype)
+    if batched:
+        return (_Branch("cond_uncond", torch.cat((text, no_text)), torch.cat((pooled, no_pooled))),)
+    return _Branch("cond", text, pooled), _Branch("uncond", no_text, no_pooled)
+
+
+class DigitsPipeline(DiffusionPipeline):
+    """Class-conditional digits by Euler steps of flow matching, with classifier-free guidance.
+
+    It calls its transformer as the pipelines of diffusers do: conditioning is made once per generation, the latents are
+    a new tensor in every step and the same one for both branches, each branch has its `cache_context`.
+    """
+
+    model_cpu_offload_seq = "transformer"
+
+    def __init__(self, transformer: torch.nn.Module, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        labels: Sequence[int] | Tensor,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 2.0,
+        generator: torch.Generator | None = None,
+        batched_cfg: bool = False,
+        dtype: torch.dtype | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Generate one 16x16 picture per label, all of them in one batch.
+
+        Args:
+            labels: N classes of 0..9.
+            num_inference_steps: Euler steps.
+            guidance_scale: 1 calls only the conditional branch; above it the unconditional one is called too.
+            generator: source of the initial noise; the noise is drawn where the generator lives.
+            batched_cfg: call both branches as one batch of 2N instead of one after the other.
+            dtype: of latents and conditioning; the transformer's own by default.
+            output_type: "pil" for a list of images, "pt" for a float32 tensor [N, 16, 16] in [0, 1].
+            return_dict: return an `ImagePipelineOutput` instead of a tuple.
+        """
+        device = self._execution_device
+        dtype = dtype or self.transformer.dtype
+        classes = torch.as_tensor(labels, device=device).long()
+        branches = _branches(classes, dtype, guidance_scale > 1, batched_cfg)
+        doubled = len(branches[0].pooled) > len(classes)
+        text_ids, image_ids = position_ids(device, dtype)
+        source = generator.device if generator is not None else torch.device(device)
+        shape = (len(classes), GRID * GRID, PATCH * PATCH)
+        latents = torch.randn(shape, generator=generator, device=source).to(device=device, dtype=dtype)
+
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        self.scheduler.set_timesteps(sigmas=sigmas, device=device)
+        self.scheduler.set_begin_index(0)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for t in self.scheduler.timesteps:
+                model_input = torch.cat((latents, latents)) if doubled else latents
+                timestep = t.expand(model_input.shape[0]).to(dtype)
+                velocities: list[Tensor] = []
+                for branch in branches:
+                    with self.transformer.cache_context(branch.name):
+                        velocity = self.transformer(
+                            hidden_states=model_input,
+                            timestep=timestep / 1000,
+                            pooled_projections=branch.pooled,
+                            encoder_hidden_states=branch.text,
+                            txt_ids=text_ids,
+                            img_ids=image_ids,
+                            return_dict=False,
+                        )[0]
+                    velocities.extend(velocity.split(len(classes)))
+                velocity = velocities[0]
+                if len(velocities) > 1:
+                    velocity = velocities[1] + guidance_scale * (velocity - velocities[1])
+                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+                progress_bar.update()
+
+        images: Any = unpack(latents.float())
+        if output_type == "pil":
+            images = [Image.fromarray(pixels) for pixels in images.mul(255).round().byte().cpu().numpy()]
+        elif output_type != "pt":
+            raise ValueError(f'output_type={output_type!r}: expected "pil" or "pt"')
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def load_pipeline(folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
+    """The pipeline with the trained weights of `folder`, on the CPU; nothing is downloaded."""
+    return DigitsPipeline(load_transformer(folder, dtype), FlowMatchEulerDiscreteScheduler())
+
+
+def sample(
+    transformer: torch.nn.Module,
+    labels: Sequence[int] | Tensor,
+    *,
+    steps: int = 50,
+    guidance: float = 2.0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    batched_cfg: bool = False,
+    progress: bool = True,
+) -> Tensor:
+    """Images float32 [N, 16, 16] in [0, 1] on the CPU, one per label.
+
+    The same seed gives the same initial noise on every device. `device` moves the transformer; `dtype` is that of
+    latents and conditioning, and defaults to the transformer's.
+    """
+    pipeline = DigitsPipeline(transformer, FlowMatchEulerDiscreteScheduler())
+    pipeline.set_progress_bar_config(disable=not progress, desc="sampling", unit="step")
+    if device is not None:
+        pipeline.to(device)
+    generator = torch.Generator().manual_seed(seed)
+    (images,) = pipeline(
+        labels, steps, guidance, generator, batched_cfg=batched_cfg, dtype=dtype, output_type="pt", return_dict=False
+    )
+    return images.cpu()

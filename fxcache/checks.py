@@ -1,0 +1,160 @@
+"""Checks of single option values: each takes the option's name and value and returns the value in its plain form.
+
+A bool is not a number. Numbers may come as numpy scalars or as tensors without dimensions and leave as ``int`` or
+``float``. Every failure is an :class:`~fxcache.errors.OptionError` that names option, value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import math
+import numbers
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fxcache.errors import OptionError
+
+__all__ = ["Check", "FrozenMapping", "choice", "integer", "names", "nearest", "number", "path", "plain_mapping"]
+
+Check = Callable[[str, Any], Any]
+
+
+class FrozenMapping(Mapping[str, Any]):
+    """An immutable, hashable mapping of plain values; reading a value gives a copy."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        self._items = copy.deepcopy(dict(items))
+        self._text = json.dumps(self._items, sort_keys=True)
+
+    def __getitem__(self, key: str) -> Any:
+        return copy.deepcopy(self._items[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self._items) == dict(other) if isinstance(other, Mapping) else NotImplemented
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+def nearest(word: object, valid: Iterable[str]) -> str:
+    """Return the end of an error sentence: the nearest valid word, or all of them when none is near."""
+    valid = list(valid)
+    close = difflib.get_close_matches(str(word), valid, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"
+
+
+def integer(low: int, *, optional: bool = False) -> Check:
+    """Check for an integer that is at least ``low``; with ``optional``, None is allowed too."""
+    expected = f"{'None or ' if optional else ''}an integer >= {low}"
+
+    def check(name: str, value: Any) -> int | None:
+        if value is None and optional:
+            return None
+        plain = _scalar(value)
+        if isinstance(plain, bool) or not isinstance(plain, numbers.Integral) or plain < low:
+            raise OptionError.of(name, value, expected)
+        return int(plain)
+
+    return check
+
+
+def number(*, above: float = -math.inf, at_least: float = -math.inf, optional: bool = False) -> Check:
+    """Check for a finite number, with an open (``above``) or closed (``at_least``) lower end."""
+    limit = f" > {above:g}" if above > -math.inf else f" >= {at_least:g}" if at_least > -math.inf else ""
+    expected = f"{'None or ' if optional else ''}a finite number{limit}"
+
+    def check(name: str, value: Any) -> float | None:
+        if value is None and optional:
+            return None
+        plain = _scalar(value)
+        if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
+            raise OptionError.of(name, value, expected)
+        try:
+            result = float(plain)
+        except OverflowError:
+            result = math.inf
+        if not (math.isfinite(result) and result > above and result >= at_least):
+            raise OptionError.of(name, value, expected)
+        return result
+
+    return check
+
+
+def choice(*allowed: str | None, why: str = "") -> Check:
+    """Check for one of the given words; ``why`` is appended to the error sentence."""
+    listed = " or ".join(repr(word) for word in allowed)
+    words = [word for word in allowed if word is not None]
+
+    def check(name: str, value: Any) -> str | None:
+        if isinstance(value, str | None) and value in allowed:
+            return value
+        close = difflib.get_close_matches(str(value), words, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise OptionError.of(name, value, f"{listed}{hint}{why}")
+
+    return check
+
+
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """Check for a sequence of different, non-empty strings."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        result = tuple(value)
+        if all(isinstance(entry, str) and entry for entry in result) and len(set(result)) == len(result):
+            return result
+    raise OptionError.of(name, value, "a sequence of different non-empty names, such as ['blocks']")
+
+
+def path(name: str, value: Any) -> str | None:
+    """Check for None or the path of a folder, which need not exist yet."""
+    if value is None:
+        return None
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        if isinstance(text, str) and text:
+            return text
+    raise OptionError.of(name, value, "None or the path of a folder")
+
+
+def plain_mapping(name: str, value: Any) -> FrozenMapping:
+    """Check for a mapping from strings to None, bool, int, float, str, or lists and mappings of these."""
+    if isinstance(value, FrozenMapping):
+        return value
+    if not isinstance(value, Mapping):
+        raise OptionError.of(name, value, "a mapping")
+    for key, entry in value.items():
+        if not isinstance(key, str):
+            raise OptionError.of(name, value, f"string keys, found {key!r}")
+        if not _is_plain(entry):
+            allowed = "None, bool, int, float, str, or a list or mapping of these"
+            raise OptionError.of(f"{name}[{key!r}]", entry, allowed)
+    return FrozenMapping(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _scalar(value: Any) -> Any:
+    """Unwrap a numpy scalar or a tensor without dimensions; anything else is returned as it is."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        try:
+            return value.item()
+        except (NotImplementedError, RuntimeError):  # a tensor without data (meta, fake)
+            return value
+    return value

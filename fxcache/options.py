@@ -1,0 +1,219 @@
+"""The options of the backend: one frozen object, checked when it is built."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from fxcache import checks
+from fxcache.errors import OptionError
+from fxcache.version import __version__
+
+__all__ = ["OptionRow", "Options", "options_table"]
+
+_DEFAULT_FN = 8
+_QUARTER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All options of the backend, as ``torch.compile(model, backend="fxcache", options={...})`` takes them.
+
+    A wrong value raises :class:`~fxcache.errors.OptionError` here, not at the first call. Derive a changed object with
+    :meth:`replace`; nothing ever edits one.
+
+    >>> Options(Fn_compute_blocks=1).resolve_blocks(12)
+    (1, 0)
+    """
+
+    method: Literal["dbcache"] = "dbcache"
+    """Caching method. ``dbcache``: the first blocks decide whether the middle blocks are computed or reused."""
+
+    Fn_compute_blocks: int | None = None
+    """Blocks at the start of the trunk that always run and whose residual is the indicator, >= 1.
+    None: 8, but never more than a quarter of the trunk (at least 1). Source: cache-dit, which always takes 8."""
+
+    Bn_compute_blocks: int = 0
+    """Blocks at the end of the trunk that always run, >= 0; on approximated states when reused. Source: cache-dit."""
+
+    residual_diff_threshold: float = 0.08
+    """A step is reused while the relative difference of the indicator to the last computed step is below this number.
+    Any finite number; 0 or less never reuses and leaves the graph as it is. Source: cache-dit."""
+
+    max_warmup_steps: int = 8
+    """Number of leading steps in which the warmup applies, >= 0. Source: cache-dit."""
+
+    warmup_interval: int = 1
+    """In the warmup, every n-th step is computed, >= 1; the steps between follow the threshold. Source: cache-dit."""
+
+    max_cached_steps: int = -1
+    """Most steps reused in one generation and branch; -1: no limit, 0: never reuse. Source: cache-dit."""
+
+    max_continuous_cached_steps: int = -1
+    """Most steps reused in a row; -1: no limit, 0: never reuse. Source: cache-dit."""
+
+    max_accumulated_residual_diff_threshold: float | None = None
+    """Limit for the sum of the differences of the steps reused since the last computed one, > 0; None: no limit.
+    The sum restarts after every computed step (in cache-dit it never does)."""
+
+    num_inference_steps: int | None = None
+    """Steps of one generation, >= 1: where neither the pipeline nor the time of the step shows a new generation, one
+    begins after this many steps. None: not known. Source: cache-dit, which begins one step late."""
+
+    l1_hidden_states_diff_threshold: float | None = None
+    """If set: compare the states after the first blocks, not their residual, and against this number; 0 or less never
+    reuses. Source: cache-dit."""
+
+    important_condition_threshold: float = 0.0
+    """If > 0: only tokens that changed by more than this count in the difference, if there are any; >= 0.
+    Source: cache-dit."""
+
+    downsample_factor: int = 1
+    """Only every n-th channel enters the indicator, >= 1: less memory for the reference. Source: cache-dit."""
+
+    calibrator: None = None
+    """How a reused step is predicted. None: the last residual as it is. This version has no calibrators."""
+
+    trunk: tuple[str, ...] = ()
+    """Names of the module lists that form the trunk, in order; empty: discover it."""
+
+    inner_backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
+    """Compiler that gets the rewritten graph."""
+
+    inner_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options for the inner compiler, such as Inductor's ``{"max_autotune": True}``; plain values only."""
+
+    on_refusal: Literal["warn", "raise"] = "warn"
+    """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""
+
+    dump_dir: str | None = None
+    """Folder for the graph before and after every pass; None: nothing is written."""
+
+    max_contexts: int = 16
+    """Contexts (generation and branch) kept per model, >= 1; the least recently used one goes first, and that costs one
+    computed step if it comes back."""
+
+    max_state_bytes: int | None = None
+    """Bytes that the contexts of one model may hold together, >= 1; None: no limit but ``max_contexts``."""
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any] | None) -> Options:
+        """Build the options from a flat mapping; an unknown key is an error that names the nearest valid one."""
+        given = {} if mapping is None else mapping
+        for key in given:
+            if key not in _CHECKS:
+                raise OptionError(f"unknown option {key!r}: {checks.nearest(key, _CHECKS)}")
+        return cls(**given)
+
+    def replace(self, **changes: Any) -> Options:
+        """Return the same options with some changed, checked again."""
+        return self.from_mapping({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options as a flat mapping that :meth:`from_mapping` takes back."""
+        return {name: getattr(self, name) for name in _CHECKS}
+
+    @property
+    def effective_threshold(self) -> float:
+        """The number that the difference is compared with."""
+        l1 = self.l1_hidden_states_diff_threshold
+        return self.residual_diff_threshold if l1 is None else l1
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether any step could ever be reused; if not, the graph is left as it is."""
+        return self.effective_threshold > 0 and self.max_cached_steps != 0 and self.max_continuous_cached_steps != 0
+
+    def resolve_blocks(self, trunk_length: int) -> tuple[int, int]:
+        """Return how many blocks at the start and at the end always run, for a trunk of this many blocks.
+
+        Raises OptionError if no block is left between them.
+        """
+        last = self.Bn_compute_blocks
+        if self.Fn_compute_blocks is None:
+            first, given = max(1, min(_DEFAULT_FN, trunk_length // _QUARTER)), " (unset)"
+        else:
+            first, given = self.Fn_compute_blocks, ""
+        if first + last >= trunk_length:
+            raise OptionError(
+                f"Fn_compute_blocks={first}{given}, Bn_compute_blocks={last}: expected a sum below {trunk_length}, "
+                f"the number of blocks of this trunk; none would be left to reuse"
+            )
+        return first, last
+
+    def fingerprint(self) -> str:
+        """Return a stable hash of the package version and every option that can shape a compiled graph."""
+        shaping = {name: value for name, value in self.to_dict().items() if name not in _HOST_ONLY}
+        text = json.dumps({"fxcache": __version__, **shaping}, sort_keys=True, default=dict)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class OptionRow(NamedTuple):
+    """One line of the table of options."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def options_table() -> list[OptionRow]:
+    """Return every option with its type, default and meaning, read from :class:`Options` itself."""
+    meanings = _field_docstrings(Options)
+    defaults = Options().to_dict()
+    return [
+        OptionRow(entry.name, str(entry.type), repr(defaults[entry.name]), meanings[entry.name])
+        for entry in dataclasses.fields(Options)
+    ]
+
+
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """Return the docstring under each annotated field; Python itself does not keep them."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for statement, below in zip(body.body, body.body[1:], strict=False):
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            found[statement.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+_CHECKS: dict[str, checks.Check] = {
+    "method": checks.choice("dbcache"),
+    "Fn_compute_blocks": checks.integer(1, optional=True),
+    "Bn_compute_blocks": checks.integer(0),
+    "residual_diff_threshold": checks.number(),
+    "max_warmup_steps": checks.integer(0),
+    "warmup_interval": checks.integer(1),
+    "max_cached_steps": checks.integer(-1),
+    "max_continuous_cached_steps": checks.integer(-1),
+    "max_accumulated_residual_diff_threshold": checks.number(above=0, optional=True),
+    "num_inference_steps": checks.integer(1, optional=True),
+    "l1_hidden_states_diff_threshold": checks.number(optional=True),
+    "important_condition_threshold": checks.number(at_least=0),
+    "downsample_factor": checks.integer(1),
+    "calibrator": checks.choice(None, why="; this version has no calibrators"),
+    "trunk": checks.names,
+    "inner_backend": checks.choice("inductor", "aot_eager", "eager"),
+    "inner_options": checks.plain_mapping,
+    "on_refusal": checks.choice("warn", "raise"),
+    "dump_dir": checks.path,
+    "max_contexts": checks.integer(1),
+    "max_state_bytes": checks.integer(1, optional=True),
+}
+
+_HOST_ONLY = frozenset({"dump_dir", "max_contexts", "max_state_bytes", "on_refusal"})
+"""Options that only the code around the graph reads."""

@@ -1,4 +1,4 @@
-"""The words the runtime and the compiled call exchange: modes, reasons, roles of inputs, one call's lease and outcome."""
+"""What the runtime and the compiled call tell each other: modes, reasons, roles of inputs, lease and outcome."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class GraphInfo:
     """What the runtime must know of one compiled graph. Compared by identity."""
 
     signature: str
-    """Hash of the trunk's structure: equal for the static and the dynamic graph of one model, different when blocks are skipped."""
+    """Hash of the trunk's structure: equal for all graphs of one model, but different when blocks are skipped."""
     options: Options
     roles: InputRoles
     middle_flops: int = 0
@@ -99,7 +99,8 @@ class GraphInfo:
 class Outcome:
     """What a call did, as the graph reported it.
 
-    A call in `Mode.COMPUTE` reports `Outcome()`. `time` is the clock (direction, previous, now) the decision has read, if any.
+    A call in `Mode.COMPUTE` reports `Outcome()`. `time` is the clock (direction, previous, now) that the decision has
+    read, if there was one.
     """
 
     reused: bool = False
@@ -131,9 +132,21 @@ class Lease:
     computed one.
     """
 
-    __slots__ = ("__weakref__", "_allocate", "clock", "mode", "reason", "repeat_allowed", "store", "threshold", "ticket")
+    __slots__ = (
+        "__weakref__",
+        "_allocate",
+        "clock",
+        "mode",
+        "reason",
+        "repeat_allowed",
+        "store",
+        "threshold",
+        "ticket",
+    )
 
-    def __init__(self, allocate: Callable[[Lease, tuple[TensorSpec, ...]], list[torch.Tensor]], ticket: object = None) -> None:
+    def __init__(
+        self, allocate: Callable[[Lease, tuple[TensorSpec, ...]], list[torch.Tensor]], ticket: object = None
+    ) -> None:
         self.mode: Mode = Mode.COMPUTE
         self.reason: Reason = Reason.UNATTRIBUTED
         self.threshold: float = 0.0

@@ -1,0 +1,66 @@
+"""The host's part of DBCache's rules: what counters alone decide before the call, and how a call moves the counters.
+
+The rest, comparing the difference with the threshold, happens in the graph. The rules and their order are cache-dit's,
+but for the accumulated difference, which restarts after every computed step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fxcache.options import Options
+from fxcache.runtime.interface import Mode, Reason
+
+
+@dataclass
+class Counters:
+    """What one context has done in its present generation."""
+
+    step: int = 0
+    """Index of the next call."""
+    cached_steps: int = 0
+    """Reused calls so far."""
+    continuous_cached_steps: int = 0
+    """Reused calls since the last computed one."""
+    accumulated_difference: float = 0.0
+    """Sum of the differences of those."""
+
+
+def decide_before(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, Reason]:
+    """Return what to ask of the graph, and the reason if that is to compute; the first rule that matches wins.
+
+    With `Mode.DECIDE` the reason is the one that holds if the graph then computes.
+    """
+    limit = options.max_accumulated_residual_diff_threshold
+    if counters.step in range(0, options.max_warmup_steps, options.warmup_interval):
+        return Mode.COMPUTE, Reason.WARMUP
+    if 0 <= options.max_cached_steps <= counters.cached_steps:
+        return Mode.COMPUTE, Reason.MAX_CACHED
+    if 0 <= options.max_continuous_cached_steps <= counters.continuous_cached_steps:
+        return Mode.COMPUTE, Reason.MAX_CONTINUOUS
+    if limit is not None and counters.accumulated_difference >= limit:
+        return Mode.COMPUTE, Reason.MAX_ACCUMULATED
+    if options.effective_threshold <= 0:
+        return Mode.COMPUTE, Reason.DISABLED
+    if not has_state:
+        return Mode.COMPUTE, Reason.FIRST
+    return Mode.DECIDE, Reason.DIFFERENCE
+
+
+def threshold(options: Options) -> float:
+    """Return the number the difference must stay below: from 1 on, every finite difference does."""
+    value = options.effective_threshold
+    return math.inf if value >= 1 else value
+
+
+def after(counters: Counters, reused: bool, difference: float | None) -> None:
+    """Move the counters past one call of the context."""
+    counters.step += 1
+    if reused:
+        counters.cached_steps += 1
+        counters.continuous_cached_steps += 1
+        counters.accumulated_difference += difference or 0.0
+    else:
+        counters.continuous_cached_steps = 0
+        counters.accumulated_difference = 0.0

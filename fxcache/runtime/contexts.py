@@ -1,0 +1,202 @@
+"""Contexts: the state of one branch of one run on one model, and the bounded table of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+
+from fxcache.options import Options
+from fxcache.policies import Counters, Policy, policy_of
+from fxcache.runtime.clock import DeviceClock, HostClock
+from fxcache.runtime.identity import Identities
+from fxcache.runtime.interface import GraphInfo, Lease, Reason, TensorSpec
+from fxcache.runtime.records import MAX_ENDED_KEPT, ContextRecord, ModelRecord, Statistics
+
+ActivationSignature = tuple[tuple[tuple[int, ...], torch.dtype, torch.device] | None, ...]
+
+
+class TimeSource(Enum):
+    """What the order of a context's calls is read from."""
+
+    INDEX = "a step index somebody gave"
+    HOST = "a time the host knows"
+    DEVICE = "a time only the device knows"
+    NONE = "nothing"
+
+
+class ContextKey(NamedTuple):
+    """What makes two calls share state."""
+
+    run: int
+    explicit: str | None
+    """Name given by `fxcache.context`; the next two are then empty."""
+    name: str | None
+    """Name given by the pipeline."""
+    conditioning: tuple[tuple[int, int], ...]
+    signature: str
+    activations: ActivationSignature
+
+
+class Context:
+    """State, counters and clock of one (run, branch, graph structure, shapes)."""
+
+    def __init__(
+        self, key: ContextKey, info: GraphInfo, generation: str, branch: str, conditioning: Identities
+    ) -> None:
+        self.key = key
+        self.info = info
+        self.generation = generation
+        self.branch = branch
+        self.conditioning = conditioning
+        self.specs: tuple[TensorSpec, ...] = ()
+        self.tensors: list[torch.Tensor] = []
+        self.owner: weakref.ref[Lease] | None = None
+        self.dropped = False
+        self.segment = -1
+        self.statistics = Statistics()
+        self.restart()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state tensors."""
+        return sum(spec.nbytes for spec in self.specs)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is using this context."""
+        return self.owner is not None and self.owner() is not None
+
+    def restart(self) -> None:
+        """Begin step 0 of another generation: nothing stored may be read."""
+        self.segment += 1
+        self.valid = False
+        self.counters = Counters()
+        self.host_clock = HostClock()
+        self.device_clock: DeviceClock | None = None
+        self.reported = True
+        """Whether the host knows all restarts its device clock has seen."""
+        self.step_index: int | None = None
+        self.latents: Identities | None = None
+        """Of the previous call; None before the first."""
+        self.source = TimeSource.NONE
+
+    def record(self, live: bool) -> ContextRecord:
+        """Return what has happened since the last restart."""
+        activations = self.key.activations
+        return ContextRecord(
+            generation=self.generation,
+            branch=self.branch,
+            segment=self.segment,
+            shape=activations[0][0] if activations and activations[0] else (),
+            steps=tuple(self.statistics.steps),
+            reasons=dict(self.statistics.reasons),
+            nbytes=self.nbytes if live else 0,
+            threshold=self.info.options.effective_threshold,
+            middle_flops=self.info.middle_flops,
+            total_flops=self.info.total_flops,
+            signature=self.info.signature,
+            live=live,
+        )
+
+
+class ModelState:
+    """The contexts of one model (one set of parameter objects) under one set of options, least recently used first."""
+
+    def __init__(self, options: Options, parameters: Identities) -> None:
+        self.options = options
+        self.policy: Policy = policy_of(options)
+        self.parameters = parameters
+        self.ids = frozenset(key[0] for key in parameters.key)
+        self.contexts: OrderedDict[ContextKey, Context] = OrderedDict()
+        self.refused: Counter[Reason] = Counter()
+        self.ended: deque[ContextRecord] = deque(maxlen=MAX_ENDED_KEPT)
+        self.trunk = ""
+        self.dropped = False
+
+    def find(self, key: ContextKey) -> Context | None:
+        """Return the context of this key and make it the most recently used one."""
+        context = self.contexts.get(key)
+        if context is None or not context.conditioning.alive:
+            return None
+        self.contexts.move_to_end(key)
+        return context
+
+    def add(self, context: Context) -> None:
+        """Take a new context in; what it makes obsolete or superfluous goes."""
+        key = context.key
+        self.drop_where(lambda other: _overwritten(other.key, key))
+        self.drop(key)
+        self.contexts[key] = context
+        self.trunk = context.info.trunk
+        for other in list(self.contexts.values())[: max(0, len(self.contexts) - self.options.max_contexts)]:
+            if not other.busy and other is not context:
+                self.drop(other.key)
+
+    def make_room(self, wanted: Context, nbytes: int) -> bool:
+        """Drop idle contexts, least recently used first, until `wanted` may hold `nbytes`; return whether it may."""
+        limit = self.options.max_state_bytes
+        if limit is None:
+            return True
+        if nbytes > limit:
+            return False
+        held = sum(context.nbytes for context in self.contexts.values() if context is not wanted)
+        for other in list(self.contexts.values()):
+            if held + nbytes <= limit:
+                break
+            if other is not wanted and not other.busy and other.nbytes:
+                held -= other.nbytes
+                self.drop(other.key)
+        return held + nbytes <= limit
+
+    def restart(self, context: Context) -> None:
+        """Begin another generation in a context; the statistics of the last one are kept."""
+        self._keep_statistics(context)
+        context.restart()
+
+    def drop(self, key: ContextKey) -> None:
+        """Drop one context with its tensors; its statistics are kept."""
+        context = self.contexts.pop(key, None)
+        if context is not None:
+            self._keep_statistics(context)
+            context.dropped = True
+            context.valid = False
+            context.tensors = []
+            context.specs = ()
+
+    def drop_where(self, wanted: Callable[[Context], bool]) -> None:
+        """Drop every context for which `wanted` holds."""
+        for context in [context for context in self.contexts.values() if wanted(context)]:
+            self.drop(context.key)
+
+    def label(self, key: ContextKey) -> str:
+        """Return a name for a new context's branch that no other of the same run and graph has."""
+        base = key.explicit if key.explicit is not None else key.name
+        taken = {context.branch for context in self.contexts.values() if context.key.run == key.run}
+        if base is not None and base not in taken:
+            return base
+        count = 1
+        while (name := f"{base} ({count + 1})" if base is not None else f"branch {count}") in taken:
+            count += 1
+        return name
+
+    def record(self) -> ModelRecord:
+        """Return the statistics of all contexts, ended and live."""
+        live = tuple(context.record(live=True) for context in self.contexts.values())
+        return ModelRecord((*self.ended, *live), dict(self.refused), self.trunk)
+
+    def _keep_statistics(self, context: Context) -> None:
+        if context.statistics.reasons:
+            self.ended.append(context.record(live=False))
+        context.statistics = Statistics()
+
+
+def _overwritten(old: ContextKey, new: ContextKey) -> bool:
+    """Whether `new` has the same conditioning objects as `old` with later contents, so that `old` cannot come back."""
+    if old.conditioning == new.conditioning:
+        return False
+    return [pair[0] for pair in old.conditioning] == [pair[0] for pair in new.conditioning]

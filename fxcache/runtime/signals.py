@@ -1,0 +1,117 @@
+"""Listen to diffusers: the name of the branch, the start and the end of a denoising loop.
+
+A few methods are wrapped once, at class level; the wrappers note what they see and return what the originals return.
+Nothing is compiled, so there is nothing to keep Dynamo out of: pipelines call these methods outside of the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from fxcache.runtime.generation import Branch, begin_loop, end_loop
+
+_cache_context: ContextVar[Branch | None] = ContextVar("fxcache_cache_context", default=None)
+_lock = threading.Lock()
+_originals: list[tuple[type, str, Any, Any]] = []
+
+
+def current_cache_context() -> Branch | None:
+    """Return what the running pipeline says about its call."""
+    return _cache_context.get()
+
+
+def install() -> None:
+    """Wrap the methods of diffusers, once; without diffusers, or where it lacks a method, do nothing."""
+    with _lock:
+        if _originals:
+            return
+        for module, owner, method, wrap in _WRAPPED:
+            _replace(module, owner, method, wrap)
+
+
+def uninstall() -> None:
+    """Put the original methods back."""
+    with _lock:
+        while _originals:
+            cls, method, original, ours = _originals.pop()
+            if cls.__dict__.get(method) is ours:  # somebody else may have wrapped it after us
+                setattr(cls, method, original)
+
+
+def _replace(module: str, owner: str, method: str, wrap: Callable[[Any], Any]) -> None:
+    try:
+        cls = getattr(importlib.import_module(module), owner)
+    except (ImportError, AttributeError, RuntimeError):  # diffusers raises RuntimeError for a failing lazy import
+        return
+    original = cls.__dict__.get(method)
+    if original is None:
+        return
+    ours = wrap(original)
+    setattr(cls, method, ours)
+    _originals.append((cls, method, original, ours))
+
+
+def _wrap_cache_context(original: Any) -> Any:
+    @functools.wraps(original)
+    @contextmanager
+    def cache_context(self: object, name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        branch = Branch(str(name), _count(kwargs.get("step_index")), _count(kwargs.get("num_inference_steps")))
+        with original(self, name, *args, **kwargs) as value:
+            before = _cache_context.get()
+            _cache_context.set(branch)
+            try:
+                yield value
+            finally:
+                _cache_context.set(before)
+
+    return cache_context
+
+
+def _wrap_progress_bar(original: Any) -> Any:
+    @functools.wraps(original)
+    def progress_bar(self: object, iterable: Any = None, total: int | None = None, **kwargs: Any) -> Any:
+        bar = original(self, iterable=iterable, total=total, **kwargs)
+        steps = total if total is not None else _length(iterable)
+        begin_loop(steps)
+        return bar
+
+    return progress_bar
+
+
+def _wrap_maybe_free_model_hooks(original: Any) -> Any:
+    @functools.wraps(original)
+    def maybe_free_model_hooks(self: object) -> Any:
+        end_loop()
+        return original(self)
+
+    return maybe_free_model_hooks
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _length(iterable: Any) -> int | None:
+    try:
+        return len(iterable)
+    except TypeError:
+        return None
+
+
+_WRAPPED: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
+    ("diffusers.models.cache_utils", "CacheMixin", "cache_context", _wrap_cache_context),
+    ("diffusers.pipelines.pipeline_utils", "DiffusionPipeline", "progress_bar", _wrap_progress_bar),
+    ("diffusers.pipelines.pipeline_utils", "DiffusionPipeline", "maybe_free_model_hooks", _wrap_maybe_free_model_hooks),
+    (
+        "diffusers.modular_pipelines.modular_pipeline",
+        "LoopSequentialPipelineBlocks",
+        "progress_bar",
+        _wrap_progress_bar,
+    ),
+)

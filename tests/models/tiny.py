@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 STEPS = 10
 """Length of the imaginary schedule that `TinyModel.inputs(step=...)` walks down."""
 
-GRIDS: tuple[tuple[int, int], ...] = ((4, 5), (6, 5), (4, 7), (3, 5), (6, 7))
+GRIDS: tuple[tuple[int, int], ...] = ((4, 5), (6, 7), (5, 6), (3, 5), (4, 7))
 """Rows and columns of patches for the sizes 0 to 4; no product equals a width or a text length in the tiny configs."""
 
 

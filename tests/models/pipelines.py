@@ -1,0 +1,359 @@
+"""Whole pipelines of diffusers around the tiny transformers: no text encoder, no tokenizer, no network.
+
+Prompt embeddings are passed in, results are latents (DiT: decoded pictures), and every component has its own seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers as D
+import torch
+from torch import Tensor, nn
+
+from tests.models import transformers as T
+from tests.models.tiny import GRIDS, cast, seeded
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one generation asks for, in units that every pipeline understands."""
+
+    prompt_seed: int
+    grid: tuple[int, int]
+    steps: int
+    cfg: bool
+    batch: int
+
+    def content(self, *shape: int, negative: bool = False) -> Tensor:
+        """Prompt embedding (or its negative) of one shape, the same for the same seed."""
+        generator = torch.Generator().manual_seed(2 * self.prompt_seed + negative)
+        return torch.randn((self.batch, *shape), generator=generator)
+
+    def pixels(self, unit: int) -> dict[str, int]:
+        """Height and width of `unit` pixels per patch."""
+        return {"height": self.grid[0] * unit, "width": self.grid[1] * unit}
+
+
+@dataclass
+class TinyPipeline:
+    """A pipeline and its requests. `separate` tells whether guidance costs a second call per step."""
+
+    pipe: Any
+    request: Callable[[Request], dict[str, Any]]
+    separate: bool = False
+    context_names: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The denoiser of the pipeline."""
+        return self.pipe.transformer
+
+    def calls(self, steps: int = 3, cfg: bool = False) -> int:
+        """Calls of the denoiser in one generation with a first order scheduler."""
+        return steps * (2 if self.separate and cfg else 1)
+
+    def inputs(
+        self,
+        prompt_seed: int = 0,
+        size: int | tuple[int, int] = 0,
+        steps: int = 3,
+        cfg: bool = False,
+        *,
+        batch: int = 1,
+        latent_seed: int = 0,
+    ) -> dict[str, Any]:
+        """Keyword arguments of a call: new prompt tensors and a fresh generator every time."""
+        grid = GRIDS[size] if isinstance(size, int) else size
+        kwargs = self.request(Request(prompt_seed, grid, steps, cfg, batch))
+        common = {"num_inference_steps": steps, "return_dict": False}
+        return {**common, **self.extra, **kwargs, "generator": torch.Generator().manual_seed(latent_seed)}
+
+    def run(self, **overrides: Any) -> Tensor:
+        """Generate; the arguments of `inputs` are understood, any other goes to the pipeline."""
+        known = ("prompt_seed", "size", "steps", "cfg", "batch", "latent_seed")
+        kwargs = self.inputs(**{name: overrides.pop(name) for name in known if name in overrides})
+        result: Tensor = self.pipe(**{**kwargs, **overrides})[0]
+        return result
+
+
+def quiet(pipe: Any) -> Any:
+    """Switch the progress bar off (the pipeline still asks for one)."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def autoencoder(channels: int, blocks: int = 1, **more: Any) -> Any:
+    """A picture autoencoder that halves the size `blocks - 1` times."""
+    config: dict[str, Any] = {"shift_factor": 0.0609, "scaling_factor": 1.5035, **more}
+    return seeded(
+        lambda: D.AutoencoderKL(
+            sample_size=32,
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            block_out_channels=(4,) * blocks,
+            layers_per_block=1,
+            latent_channels=channels,
+            norm_num_groups=1,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            **config,
+        ),
+        seed=100,
+    )
+
+
+def wan_autoencoder() -> Any:
+    return seeded(
+        lambda: D.AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1] * 4, num_res_blocks=1, temperal_downsample=[False, True, True]
+        ),
+        seed=100,
+    )
+
+
+def flux(seed: int = 0, layers: int = 6, *, scheduler: Any = None, dtype: torch.dtype = torch.float32) -> TinyPipeline:
+    """Two block lists; separate guidance with contexts `cond` and `uncond`; time divided by 1000 in a new tensor."""
+    pipe = D.FluxPipeline(
+        transformer=T.flux(layers, seed, dtype).module,
+        vae=autoencoder(1),
+        scheduler=scheduler or D.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+
+    def request(r: Request) -> dict[str, Any]:
+        kwargs = {"prompt_embeds": r.content(9, 24).to(dtype), "pooled_prompt_embeds": r.content(40).to(dtype)}
+        if r.cfg:
+            kwargs["negative_prompt_embeds"] = r.content(9, 24, negative=True).to(dtype)
+            kwargs["negative_pooled_prompt_embeds"] = r.content(40, negative=True).to(dtype)
+        return {**kwargs, **r.pixels(2), "true_cfg_scale": 3.0 if r.cfg else 1.0}
+
+    return TinyPipeline(quiet(pipe), request, True, ("cond", "uncond"), {"output_type": "latent"})
+
+
+def sd3(seed: int = 0, layers: int = 6, *, scheduler: Any = None, dtype: torch.dtype = torch.float32) -> TinyPipeline:
+    """Batched guidance without a context; time is a view of the schedule."""
+    pipe = D.StableDiffusion3Pipeline(
+        transformer=T.sd3(layers, seed, dtype).module,
+        vae=autoencoder(4),
+        scheduler=scheduler or D.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+    def request(r: Request) -> dict[str, Any]:
+        kwargs = {"prompt_embeds": r.content(9, 24).to(dtype), "pooled_prompt_embeds": r.content(40).to(dtype)}
+        if r.cfg:
+            kwargs["negative_prompt_embeds"] = r.content(9, 24, negative=True).to(dtype)
+            kwargs["negative_pooled_prompt_embeds"] = r.content(40, negative=True).to(dtype)
+        return {**kwargs, **r.pixels(2), "guidance_scale": 5.0 if r.cfg else 1.0}
+
+    return TinyPipeline(quiet(pipe), request, extra={"output_type": "latent"})
+
+
+def qwen(seed: int = 0, layers: int = 6, *, scheduler: Any = None, dtype: torch.dtype = torch.float32) -> TinyPipeline:
+    """Separate guidance with another text length for the negative prompt."""
+    vae = seeded(
+        lambda: D.AutoencoderKLQwenImage(
+            base_dim=24,
+            z_dim=4,
+            dim_mult=[1, 2, 4],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        seed=100,
+    )
+    pipe = D.QwenImagePipeline(
+        transformer=T.qwen(layers, seed, dtype).module,
+        vae=vae,
+        scheduler=scheduler or D.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def request(r: Request) -> dict[str, Any]:
+        kwargs: dict[str, Any] = {
+            "prompt_embeds": r.content(7, 24).to(dtype),
+            "prompt_embeds_mask": torch.ones(r.batch, 7, dtype=torch.int64),
+        }
+        if r.cfg:
+            kwargs["negative_prompt_embeds"] = r.content(5, 24, negative=True).to(dtype)
+            kwargs["negative_prompt_embeds_mask"] = torch.ones(r.batch, 5, dtype=torch.int64)
+        return {**kwargs, **r.pixels(8), "true_cfg_scale": 4.0 if r.cfg else 1.0}
+
+    return TinyPipeline(quiet(pipe), request, True, ("cond", "uncond"), {"output_type": "latent"})
+
+
+def wan(
+    seed: int = 0,
+    layers: int = 6,
+    *,
+    scheduler: Any = None,
+    dtype: torch.dtype = torch.float32,
+    boundary_ratio: float | None = None,
+) -> TinyPipeline:
+    """Separate guidance with step numbers in the context; `boundary_ratio` adds a second model for late steps."""
+    second = None if boundary_ratio is None else T.wan(layers, seed + 1, dtype).module
+    pipe = D.WanPipeline(
+        transformer=T.wan(layers, seed, dtype).module,
+        transformer_2=second,
+        boundary_ratio=boundary_ratio,
+        vae=wan_autoencoder(),
+        scheduler=scheduler
+        or D.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def request(r: Request) -> dict[str, Any]:
+        kwargs: dict[str, Any] = {"prompt_embeds": r.content(9, 40).to(dtype), "num_frames": 9}
+        if r.cfg:
+            kwargs["negative_prompt_embeds"] = r.content(9, 40, negative=True).to(dtype)
+        return {**kwargs, **r.pixels(16), "guidance_scale": 6.0 if r.cfg else 1.0}
+
+    return TinyPipeline(quiet(pipe), request, True, ("cond", "uncond"), {"output_type": "latent"})
+
+
+def pixart(
+    seed: int = 0, layers: int = 6, *, scheduler: Any = None, dtype: torch.dtype = torch.float32
+) -> TinyPipeline:
+    """Batched guidance without a context, multistep scheduler, padded text mask."""
+    pipe = D.PixArtSigmaPipeline(
+        transformer=T.pixart(layers, seed, dtype).module,
+        vae=autoencoder(4, blocks=4, shift_factor=None),
+        scheduler=scheduler or D.DPMSolverMultistepScheduler(),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def request(r: Request) -> dict[str, Any]:
+        mask = (torch.arange(11) < 9).to(dtype).repeat(r.batch, 1)
+        kwargs: dict[str, Any] = {"prompt_embeds": r.content(11, 40).to(dtype), "prompt_attention_mask": mask}
+        if r.cfg:
+            kwargs["negative_prompt_embeds"] = r.content(11, 40, negative=True).to(dtype)
+            kwargs["negative_prompt_attention_mask"] = mask.clone()
+        return {**kwargs, **r.pixels(16), "guidance_scale": 4.5 if r.cfg else 1.0}
+
+    extra = {"output_type": "latent", "negative_prompt": None, "use_resolution_binning": False}
+    return TinyPipeline(quiet(pipe), request, extra=extra)
+
+
+def cogvideox(
+    seed: int = 0, layers: int = 6, *, scheduler: Any = None, dtype: torch.dtype = torch.float32
+) -> TinyPipeline:
+    """Batched guidance under the one context `cond_uncond`."""
+    vae = seeded(
+        lambda: D.AutoencoderKLCogVideoX(
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(8,) * 4,
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=4,
+        ),
+        seed=100,
+    )
+    pipe = D.CogVideoXPipeline(
+        transformer=T.cogvideox(layers, seed, dtype).module,
+        vae=vae,
+        scheduler=scheduler or D.CogVideoXDDIMScheduler(),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def request(r: Request) -> dict[str, Any]:
+        kwargs: dict[str, Any] = {"prompt_embeds": r.content(9, 40).to(dtype), "num_frames": 9}
+        if r.cfg:
+            kwargs["negative_prompt_embeds"] = r.content(9, 40, negative=True).to(dtype)
+        return {**kwargs, **r.pixels(16), "guidance_scale": 6.0 if r.cfg else 1.0}
+
+    extra = {"output_type": "latent", "max_sequence_length": 9}
+    return TinyPipeline(quiet(pipe), request, False, ("cond_uncond",), extra)
+
+
+def hunyuan_video(
+    seed: int = 0, layers: int = 4, *, scheduler: Any = None, dtype: torch.dtype = torch.float32
+) -> TinyPipeline:
+    """Embedded guidance, and separate true guidance with contexts on request."""
+    vae = seeded(
+        lambda: D.AutoencoderKLHunyuanVideo(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=4,
+            down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+            up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+            block_out_channels=(8,) * 4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            spatial_compression_ratio=8,
+            temporal_compression_ratio=4,
+        ),
+        seed=100,
+    )
+    pipe = D.HunyuanVideoPipeline(
+        transformer=T.hunyuan_video(layers, seed, dtype).module,
+        vae=vae,
+        scheduler=scheduler or D.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+
+    def request(r: Request) -> dict[str, Any]:
+        def prompt(prefix: str, negative: bool) -> dict[str, Any]:
+            return {
+                f"{prefix}prompt_embeds": r.content(11, 16, negative=negative).to(dtype),
+                f"{prefix}pooled_prompt_embeds": r.content(8, negative=negative).to(dtype),
+                f"{prefix}prompt_attention_mask": torch.ones(r.batch, 11, dtype=torch.int64),
+            }
+
+        kwargs = {**prompt("", False), **(prompt("negative_", True) if r.cfg else {}), "num_frames": 9}
+        return {**kwargs, **r.pixels(16), "true_cfg_scale": 2.0 if r.cfg else 1.0}
+
+    return TinyPipeline(quiet(pipe), request, True, ("cond", "uncond"), {"output_type": "latent"})
+
+
+def dit(seed: int = 0, layers: int = 6, *, scheduler: Any = None, dtype: torch.dtype = torch.float32) -> TinyPipeline:
+    """Class-conditional, batched guidance, one size only (`size` has no effect); returns decoded pictures."""
+    pipe = D.DiTPipeline(
+        transformer=T.dit(layers, seed, dtype).module,
+        vae=cast(autoencoder(4, shift_factor=None), dtype),
+        scheduler=scheduler or D.DDIMScheduler(),
+    )
+
+    def request(r: Request) -> dict[str, Any]:
+        labels = [(r.prompt_seed + row) % 1000 for row in range(r.batch)]
+        return {"class_labels": labels, "guidance_scale": 4.0 if r.cfg else 1.0}
+
+    return TinyPipeline(quiet(pipe), request, extra={"output_type": "pt"})
+
+
+PIPELINES: dict[str, Callable[..., TinyPipeline]] = {
+    "flux": flux,
+    "sd3": sd3,
+    "qwen": qwen,
+    "wan": wan,
+    "pixart": pixart,
+    "cogvideox": cogvideox,
+    "hunyuan_video": hunyuan_video,
+    "dit": dit,
+}
+"""Builders of the whole pipelines."""

@@ -14,28 +14,30 @@ from tests.repo.files import PACKAGE, ROOT, python_files, relative
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "base": ({"checks", "configs", "errors", "options", "version"}, set()),
     "kernels": ({"kernels"}, set()),
-    "policies": ({"policies"}, {"base"}),
+    "words": ({"runtime.interface"}, {"base"}),
+    "policies": ({"policies"}, {"base", "words"}),
     "regions": ({"regions"}, {"base"}),
-    "rewrite": ({"rewrite"}, {"base", "policies", "regions"}),
-    "runtime": ({"runtime"}, {"base", "kernels", "policies"}),
+    "rewrite": ({"rewrite"}, {"base", "kernels", "regions"}),
+    "runtime": ({"runtime"}, {"base", "kernels", "policies", "words"}),
     "entry": (
         {"backend", "inner", "intake"},
-        {"base", "kernels", "policies", "regions", "rewrite", "runtime"},
+        {"base", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
     "user": (
         {"", "__main__", "api", "cli", "debug", "explain", "plot", "summary"},
-        {"base", "entry", "kernels", "policies", "regions", "rewrite", "runtime"},
+        {"base", "entry", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
 }
-WITHOUT_FX = ("kernels", "policies", "runtime")
+WITHOUT_FX = ("kernels", "policies", "runtime", "words")
 
 
 def layer_of(module: str) -> str:
-    part = f"{module}.".split(".")[1]
-    for layer, (modules, _) in LAYERS.items():
-        if part in modules:
-            return layer
-    raise AssertionError(f"{module}: say in LAYERS which layer {part!r} belongs to")
+    parts = f"{module}..".split(".")
+    for name in (f"{parts[1]}.{parts[2]}", parts[1]):
+        for layer, (modules, _) in LAYERS.items():
+            if name in modules:
+                return layer
+    raise AssertionError(f"{module}: say in LAYERS which layer {parts[1]!r} belongs to")
 
 
 def module_name(path: Path) -> str:

@@ -1,7 +1,8 @@
 """The time of a call, and whether it has gone on or started again.
 
 Three sources, in order of trust: the place of the timestep in its schedule (a view into a longer storage: known
-without reading anything), its value where the host can read it, and a clock on the device that never makes the host wait.
+without reading anything), its value where the host can read it, and a clock on the device, for which the host never
+waits.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class HostClock:
     direction: float = 0.0
 
     def restarts(self, now: Reading, bounded: bool) -> bool:
-        """Return whether `now` cannot follow the last time; in a `bounded` run, whose ends are known, a time may repeat."""
+        """Return whether `now` cannot follow the last time. Where a run's ends are known (`bounded`), it may repeat."""
         if self.last is None:
             return False
         if math.isnan(now.value) or not now.comparable(self.last):

@@ -7,7 +7,7 @@ Nothing is compiled, so there is nothing to keep Dynamo out of: pipelines call t
 from __future__ import annotations
 
 import functools
-import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,8 @@ from fxcache.runtime.generation import Branch, begin_loop, end_loop
 
 _cache_context: ContextVar[Branch | None] = ContextVar("fxcache_cache_context", default=None)
 _lock = threading.Lock()
-_originals: list[tuple[type, str, Any, Any]] = []
+_wrapped: dict[tuple[type, str], tuple[Any, Any]] = {}
+"""(class, method) -> (original, ours)."""
 
 
 def current_cache_context() -> Branch | None:
@@ -27,34 +28,27 @@ def current_cache_context() -> Branch | None:
 
 
 def install() -> None:
-    """Wrap the methods of diffusers, once; without diffusers, or where it lacks a method, do nothing."""
+    """Wrap the methods of what is imported of diffusers and not wrapped yet. Cheap to call again and again.
+
+    It has to happen before a pipeline runs, so: when the backend is imported, and once more whenever it is called.
+    """
     with _lock:
-        if _originals:
-            return
         for module, owner, method, wrap in _WRAPPED:
-            _replace(module, owner, method, wrap)
+            cls = getattr(sys.modules.get(module), owner, None)
+            original = cls.__dict__.get(method) if isinstance(cls, type) else None
+            if isinstance(cls, type) and original is not None and (cls, method) not in _wrapped:
+                ours = wrap(original)
+                setattr(cls, method, ours)
+                _wrapped[cls, method] = (original, ours)
 
 
 def uninstall() -> None:
     """Put the original methods back."""
     with _lock:
-        while _originals:
-            cls, method, original, ours = _originals.pop()
+        while _wrapped:
+            (cls, method), (original, ours) = _wrapped.popitem()
             if cls.__dict__.get(method) is ours:  # somebody else may have wrapped it after us
                 setattr(cls, method, original)
-
-
-def _replace(module: str, owner: str, method: str, wrap: Callable[[Any], Any]) -> None:
-    try:
-        cls = getattr(importlib.import_module(module), owner)
-    except (ImportError, AttributeError, RuntimeError):  # diffusers raises RuntimeError for a failing lazy import
-        return
-    original = cls.__dict__.get(method)
-    if original is None:
-        return
-    ours = wrap(original)
-    setattr(cls, method, ours)
-    _originals.append((cls, method, original, ours))
 
 
 def _wrap_cache_context(original: Any) -> Any:

@@ -45,7 +45,8 @@ class Options:
 
     residual_diff_threshold: float = 0.08
     """A step is reused while the relative difference of the indicator to the last computed step is below this number.
-    Any finite number; 0 or less never reuses and leaves the graph as it is. Source: cache-dit."""
+    Any finite number; 0 or less never reuses and leaves the graph as it is; 1 or more reuses at any finite difference.
+    Source: cache-dit."""
 
     max_warmup_steps: int = 8
     """Number of leading steps in which the warmup applies, >= 0. Source: cache-dit."""

@@ -49,7 +49,10 @@ class Context:
         self, key: ContextKey, info: GraphInfo, generation: str, branch: str, conditioning: Identities
     ) -> None:
         self.key = key
-        self.info = info
+        # not the graph's description itself: it would never die, and its end is the end of a model without parameters
+        self.flops = (info.middle_flops, info.total_flops)
+        self.threshold = info.options.effective_threshold
+        self.trunk = info.trunk
         self.generation = generation
         self.branch = branch
         self.conditioning = conditioning
@@ -96,10 +99,10 @@ class Context:
             steps=tuple(self.statistics.steps),
             reasons=dict(self.statistics.reasons),
             nbytes=self.nbytes if live else 0,
-            threshold=self.info.options.effective_threshold,
-            middle_flops=self.info.middle_flops,
-            total_flops=self.info.total_flops,
-            signature=self.info.signature,
+            threshold=self.threshold,
+            middle_flops=self.flops[0],
+            total_flops=self.flops[1],
+            signature=self.key.signature,
             live=live,
         )
 
@@ -132,7 +135,7 @@ class ModelState:
         self.drop_where(lambda other: _overwritten(other.key, key))
         self.drop(key)
         self.contexts[key] = context
-        self.trunk = context.info.trunk
+        self.trunk = context.trunk
         for other in list(self.contexts.values())[: max(0, len(self.contexts) - self.options.max_contexts)]:
             if not other.busy and other is not context:
                 self.drop(other.key)

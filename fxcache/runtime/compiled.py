@@ -1,0 +1,124 @@
+"""The callable that Dynamo gets: it finds the context of the call, runs the graph and notes what the graph decided."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fxcache.kernels import CONTROL_SIZE, Control
+from fxcache.runtime.attribution import Attribution
+from fxcache.runtime.interface import GraphInfo, Lease, Mode, Outcome, TensorSpec
+
+
+class Link:
+    """Hands the lease of the running call from the outer callable to the inner one, past AOTAutograd, per thread."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def open(self, lease: Lease) -> None:
+        """Begin a call."""
+        self._local.lease = lease
+        self._local.control = None
+
+    def lease(self) -> Lease:
+        """Lease of the call that runs on this thread."""
+        lease: Lease = self._local.lease
+        return lease
+
+    def control(self, values: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Note the control vector of the running call, or return it."""
+        if values is not None:
+            self._local.control = values
+        noted: torch.Tensor | None = self._local.control
+        return noted
+
+    def close(self) -> None:
+        """End a call: nothing of it stays referenced."""
+        self._local.lease = self._local.control = None
+
+
+def with_state(
+    compiled: Callable[[list[Any]], Any],
+    link: Link,
+    specs_of: Callable[[Sequence[object]], tuple[TensorSpec, ...]],
+    device: torch.device,
+) -> Callable[[list[Any]], Any]:
+    """Wrap a compiled graph whose last inputs are control, clock and state, so that it takes the original inputs.
+
+    The inputs added are, in this order: control, health, clock, reference and one cache per stream; all but control and clock belong to
+    the context and come from its lease.
+    """
+    no_clock = []
+
+    def boxed(flat: list[Any]) -> Any:
+        lease = link.lease()
+        health, *state = lease.state(specs_of(flat))
+        control = _control_for(lease)
+        link.control(control)
+        if lease.clock is None and not no_clock:
+            no_clock.append(torch.zeros(3, dtype=torch.float32, device=device))
+        clock = no_clock[0] if lease.clock is None else lease.clock
+        full = [*flat, control, health, clock, *state]
+        flat.clear()
+        return compiled(full)
+
+    boxed._boxed_call = True  # type: ignore[attr-defined]
+    return boxed
+
+
+def _control_for(lease: Lease) -> torch.Tensor:
+    told = [0.0] * CONTROL_SIZE
+    told[Control.DECIDE] = float(lease.mode is Mode.DECIDE)
+    told[Control.STORE] = float(lease.store)
+    told[Control.THRESHOLD] = lease.threshold
+    told[Control.CHECK_CLOCK] = float(lease.clock is not None)
+    told[Control.REPEAT_ALLOWED] = float(lease.repeat_allowed)
+    return torch.tensor(told, dtype=torch.float64)
+
+
+def read_outcome(control: torch.Tensor | None, lease: Lease) -> Outcome:
+    """Translate what the ``decide`` operator wrote; no device is touched."""
+    if control is None or lease.mode is not Mode.DECIDE:
+        return Outcome()
+    seen = control.tolist()
+    return Outcome(
+        reused=bool(seen[Control.REUSED]),
+        difference=seen[Control.DIFFERENCE] if seen[Control.MEASURED] else None,
+        finite=bool(seen[Control.FINITE]),
+        restarted=bool(seen[Control.RESTARTED]),
+        time=None
+        if lease.clock is None
+        else (seen[Control.CLOCK_DIRECTION], seen[Control.CLOCK_PREVIOUS], seen[Control.CLOCK_NOW]),
+    )
+
+
+class CompiledCall:
+    """One rewritten graph as Dynamo calls it, with the tensors as the caller passed them.
+
+    Their identities tell generations and branches apart, which is why this sits outside of AOTAutograd.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], info: GraphInfo, link: Link, attribution: Attribution) -> None:
+        self._compiled = compiled
+        self.info = info
+        self._link = link
+        self._attribution = attribution
+
+    def __call__(self, *args: Any) -> Any:
+        """Run one step."""
+        lease = self._attribution.begin(self.info, args)
+        self._link.open(lease)
+        try:
+            result = self._compiled(*args)
+            outcome = read_outcome(self._link.control(), lease)
+        except BaseException:
+            self._attribution.abort(lease)
+            raise
+        finally:
+            self._link.close()
+        self._attribution.end(lease, outcome)
+        return result

@@ -12,15 +12,22 @@ PACKAGE = ("fxcache", "kernels")
 
 def repository_files() -> list[Path]:
     """Every file that is, or would be, under version control; links are left out."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = (ROOT / name for name in listed.stdout.split("\0") if name)
-    return sorted(path for path in set(found) if path.is_file() and not path.is_symlink())
+    found = {path for path in _listed() if path.is_file() and not path.is_symlink()}
+    assert found, "no files found"
+    return sorted(found)
+
+
+def _listed() -> list[Path]:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode == 0:
+        return [ROOT / name for name in listed.stdout.split("\0") if name]
+    # an unpacked archive: there is no git, and nothing else than the folders we know
+    folders = [ROOT / name for name in (*CODE, "docs", ".ci")]
+    return [
+        *ROOT.glob("*"),
+        *(path for folder in folders for path in folder.rglob("*") if "__pycache__" not in str(path)),
+    ]
 
 
 def python_files(folders: tuple[str, ...] = CODE) -> list[Path]:

@@ -1,0 +1,92 @@
+"""The inner compiler: hand a graph to Inductor, or run it operator by operator; and the key of what is cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._functorch.config
+import torch._guards
+import torch._inductor.config
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch.fx import GraphModule
+
+from fxcache.options import Options
+
+Seam = Callable[..., Callable[..., Any]]
+_COND = "torch.ops.higher_order.cond"
+
+
+def compile_through(seam: Seam, gm: GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    """Trace the graph to ATen and let ``seam`` compile it: ``seam(aten_graph, fake_inputs, **facts) -> boxed callable``.
+
+    "inductor" and "aot_eager" get the graph with Inductor's decompositions and joint-graph passes, "eager" the plain ATen graph,
+    whose operators are those of eager mode.
+    """
+    # The AOTAutograd cache would hand out what an earlier compilation made of the same Dynamo graph, and the seam
+    # would never run. What Inductor makes of the rewritten graph is cached below it.
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        if options.inner_backend == "eager":
+            return _through_aot(seam, gm, inputs)
+        patches = dict(options.inner_options) or None
+        return compile_fx(gm, inputs, inner_compile=seam, config_patches=patches)  # type: ignore[arg-type,return-value]
+
+
+def _through_aot(seam: Seam, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def inference(aten: GraphModule, flat: Sequence[Any]) -> Callable[..., Any]:
+        context = torch._guards.TracingContext.try_get()
+        metadata = None if context is None else context.fw_metadata
+        static = () if metadata is None else tuple(metadata.static_input_indices)
+        return seam(aten, flat, is_inference=True, static_input_idxs=static)
+
+    def training(aten: GraphModule, flat: Sequence[Any]) -> Callable[..., Any]:
+        return seam(aten, flat, is_inference=False)
+
+    backend = aot_autograd(fw_compiler=training, inference_compiler=inference, keep_inference_input_mutations=True)
+    compiled: Callable[..., Any] = backend(gm, inputs)
+    return compiled
+
+
+def lower(
+    gm: GraphModule, inputs: Sequence[Any], options: Options, facts: Mapping[str, Any], *, rewritten: bool
+) -> Callable[[list[Any]], Any]:
+    """Compile one ATen graph with the inner compiler that the options name; returns a boxed callable."""
+    if options.inner_backend != "inductor":
+        return _boxed(gm)
+    if not rewritten:
+        return compile_fx_inner(gm, inputs, **facts)  # type: ignore[return-value]
+    # Inductor caches a graph with a conditional only under a key that vouches for the conditional's code.
+    marked = {**torch._inductor.config.unsafe_marked_cacheable_functions, _COND: cache_key(options)}
+    with torch._inductor.config.patch(unsafe_marked_cacheable_functions=marked):
+        return compile_fx_inner(gm, inputs, **facts)  # type: ignore[return-value]
+
+
+def _boxed(gm: GraphModule) -> Callable[[list[Any]], Any]:
+    def run(flat: list[Any]) -> Any:
+        values = list(flat)
+        flat.clear()
+        return gm(*values)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
+def cache_key(options: Options) -> str:
+    """Key of compiled artefacts: options that shape the graph, package version, sources of passes and kernels."""
+    return hashlib.sha256(f"{options.fingerprint()} {source_hash()}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def source_hash() -> str:
+    """Hash of every source file of the package, so that an edited pass never meets what an older one compiled."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted([*root.rglob("*.py"), *(root / "kernels").glob("*.py")]):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""What the inputs of a graph mean to a denoising loop: parameters, latents, time, conditioning.
+
+Argument names decide where they are telling (``hidden_states``, ``timestep``).  Otherwise the dataflow does: the latents look like the
+output, the time is small and goes through sine and cosine, conditioning goes through weights, what only masks or rotates is "other".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from fxcache.regions.dataflow import hint, is_heavy, op_name
+from fxcache.runtime.interface import InputRoles
+
+_STATIC = re.compile(r"_modules|_parameters|_buffers|^[LG]\['self'\]")
+_LOCAL = re.compile(r"^[LG]\['([^']+)'\]")
+_STEP = re.compile(r"\['([^']+)'\]|\[(\d+)\]|\.(\w+)")
+_LATENT_NAMES = frozenset({"hidden_states", "audio_hidden_states", "sample", "latents", "latent", "noisy_latents"})
+_TIME_NAMES = frozenset({"t", "time", "times", "sigma", "sigmas", "noise_level", "timesteps"})
+_SMALL = 64
+
+
+def source_name(node: Node) -> str:
+    """Where Dynamo read an input, e.g. ``L['kwargs']['hidden_states']``; empty when unknown."""
+    source = getattr(node, "_dynamo_source", None)
+    name = getattr(source, "name", "")
+    return str(name() if callable(name) else name)
+
+
+def argument_name(source: str) -> str:
+    """Argument an input comes from: ``hidden_states``, ``x.0`` for the first of a list, ``1`` for an unnamed position.
+
+    >>> argument_name("L['kwargs']['timestep']"), argument_name("L['x'][0]"), argument_name("L['args'][1]")
+    ('timestep', 'x.0', '1')
+    """
+    head = _LOCAL.match(source)
+    if head is None:
+        return source
+    parts = [head.group(1)]
+    parts += [next(group for group in match if group) for match in _STEP.findall(source[head.end() :])]
+    if parts[0] in ("args", "kwargs") and len(parts) > 1:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def is_static(node: Node, value: object) -> bool:
+    """Say whether an input of Dynamo's graph belongs to the model (parameter, buffer, other attribute)."""
+    return isinstance(value, torch.nn.Parameter) or bool(_STATIC.search(source_name(node)))
+
+
+def roles_of(dynamo: GraphModule, inputs: Sequence[object], aten: GraphModule, static: Collection[int]) -> InputRoles:
+    """Classify the inputs of Dynamo's graph, with the help of the ATen graph made of it.
+
+    ``static`` are the positions of parameters and buffers among the ATen graph's inputs.  The two lists differ in length where a
+    parameter is a tensor subclass; the other inputs keep their order.
+    """
+    placeholders = [node for node in dynamo.graph.nodes if node.op == "placeholder"]
+    names = [argument_name(source_name(node)) for node in placeholders]
+    parameters = [i for i, node in enumerate(placeholders) if is_static(node, inputs[i])]
+    moving = [i for i in range(len(placeholders)) if i not in set(parameters)]
+    lowered = [n for i, n in enumerate(n for n in aten.graph.nodes if n.op == "placeholder") if i not in set(static)]
+    twin = dict(zip(moving, lowered, strict=True)) if len(moving) == len(lowered) else {}
+    activations = [i for i in moving if isinstance(inputs[i], torch.Tensor)]
+    latents = _latents(activations, names, twin, aten)
+    timestep = _timestep([i for i in activations if i not in latents], names, twin)
+    rest = [i for i in activations if i not in latents and i not in timestep]
+    conditioning = [i for i in rest if i not in twin or _reaches_weights(twin[i])]
+    other = [i for i in rest if i not in conditioning]
+    return InputRoles(*map(tuple, (parameters, latents, timestep, conditioning, other, names)))  # type: ignore[arg-type]
+
+
+def _latents(activations: list[int], names: list[str], twin: dict[int, Node], aten: GraphModule) -> list[int]:
+    named = [i for i in activations if names[i].split(".")[0] in _LATENT_NAMES]
+    if named:
+        return named
+    outputs = [node for node in _outputs(aten) if isinstance(node.meta.get("val"), torch.Tensor)]
+    scores = {i: _likeness(twin[i].meta["val"], outputs) for i in activations if i in twin}
+    best = max(scores.values(), default=0)
+    if best == 0:
+        return []
+    first = next(i for i in activations if scores.get(i) == best)
+    head = names[first].split(".")[0]
+    return [i for i in activations if i == first or ("." in names[i] and names[i].split(".")[0] == head)]
+
+
+def _outputs(gm: GraphModule) -> list[Node]:
+    output = next(iter(reversed(gm.graph.nodes)))
+    return list(output.all_input_nodes)
+
+
+def _likeness(value: Any, outputs: list[Node]) -> int:
+    """2 for a float input of the shape of an output, 1 when one axis differs (learnt variance, extra channels), else 0."""
+    if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point or value.dim() < 2:
+        return 0
+    shape = [hint(size) for size in value.shape]
+    best = 0
+    for node in outputs:
+        other = [hint(size) for size in node.meta["val"].shape]
+        if len(other) == len(shape):
+            different = sum(a != b for a, b in zip(shape, other, strict=True))
+            best = max(best, {0: 2, 1: 1}.get(different, 0))
+    return best
+
+
+def _timestep(candidates: list[int], names: list[str], twin: dict[int, Node]) -> list[int]:
+    named = [i for i in candidates if "timestep" in names[i].lower() or names[i].split(".")[0].lower() in _TIME_NAMES]
+    if named:
+        return named
+    return [i for i in candidates if i in twin and _is_small(twin[i]) and _goes_through_sine(twin[i])][:1]
+
+
+def _is_small(node: Node) -> bool:
+    value = node.meta["val"]
+    return value.dim() <= 1 and all(hint(size) <= _SMALL for size in value.shape)
+
+
+def _goes_through_sine(node: Node) -> bool:
+    return any(op_name(found) in ("sin", "cos") for found in _light_closure(node))
+
+
+def _reaches_weights(node: Node) -> bool:
+    """Say whether the input enters a matrix product, convolution or embedding table before anything rotates or masks with it."""
+    for found in _light_closure(node, stop=("sin", "cos", "outer", "logical_not", "where", "bitwise_and", "ge", "lt")):
+        for user in found.users:
+            if op_name(user) == "embedding" or (is_heavy(user) and "attention" not in op_name(user)):
+                return True
+    return False
+
+
+def _light_closure(node: Node, stop: Collection[str] = ()) -> set[Node]:
+    """Values computed from ``node`` alone, by other than heavy operators; not beyond operators named in ``stop``."""
+    seen, queue = {node}, deque([node])
+    while queue:
+        for user in queue.popleft().users:
+            if user.op != "call_function" or user in seen or is_heavy(user):
+                continue
+            alone = all(arg in seen or not _is_activation(arg) for arg in user.all_input_nodes)
+            if op_name(user) not in stop and alone:
+                seen.add(user)
+                queue.append(user)
+    return seen
+
+
+def _is_activation(node: Node) -> bool:
+    """Say whether a value may carry another input: constants and weights do not count."""
+    return node.op == "call_function" and bool(node.all_input_nodes)

@@ -1,0 +1,53 @@
+"""Floating point operations of a graph, counted on its fake values without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from fxcache.regions.dataflow import hint, op_name, tensor_of
+
+
+def node_flops(node: Node) -> int:
+    """Operations of one node; 0 for everything but matrix products, convolutions and attention."""
+    packet = getattr(node.target, "_overloadpacket", None)
+    if packet is None:
+        return 0
+    if op_name(node).startswith(("_scaled_dot_product", "_flash_attention")):
+        shapes = [_shape(arg) for arg in node.args[:3] if isinstance(arg, Node)]
+        return int(sdpa_flop_count(*shapes)) if len(shapes) == 3 else 0
+    count = flop_registry.get(packet)
+    if count is None:
+        return 0
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+    args, kwargs = tree_map(_hinted, (args, kwargs))
+    return int(count(*args, **kwargs, out_val=_hinted(node.meta.get("val"))))
+
+
+def region_flops(graph: Graph, names: Collection[str]) -> tuple[int, int]:
+    """Operations of the named nodes, and of the whole graph."""
+    inside = total = 0
+    for node in graph.nodes:
+        if node.op == "call_function":
+            flops = node_flops(node)
+            total += flops
+            inside += flops if node.name in names else 0
+    return inside, total
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    value = tensor_of(node)
+    return tuple(hint(size) for size in value.shape) if value is not None else ()
+
+
+def _hinted(value: Any) -> Any:
+    """Replace a fake tensor by one on the meta device with the traced sizes, so that counting adds no guard."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty([hint(size) for size in value.shape], dtype=value.dtype, device="meta")
+    return hint(value) if isinstance(value, torch.SymInt) else value

@@ -1,0 +1,146 @@
+"""The middle of the trunk as a region: what it computes, what it reads, what it gives away."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch.fx import Graph, Node
+
+from fxcache.errors import Refusal
+from fxcache.regions.cuts import back_cut, front_cut
+from fxcache.regions.dataflow import (
+    Flow,
+    is_float_tensor,
+    is_impure,
+    numel_hint,
+    tensor_of,
+    value_of,
+)
+from fxcache.regions.references import Reference, ReferenceFinder, leaves
+from fxcache.regions.trunk import Trunk
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One value that leaves the middle, and the value it is cached against (None: it is cached as it is)."""
+
+    live_out: Node
+    reference: Reference | None
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """What the decision looks at: a stream behind the first blocks, and the same stream in front of them."""
+
+    out: Node
+    inp: Reference | None
+
+
+@dataclass
+class Region:
+    """Everything the rewrite needs to know; nodes are those of the graph that was searched."""
+
+    trunk: Trunk
+    first_blocks: int
+    last_blocks: int
+    front: int
+    """Position of the first node behind the front cut."""
+    carry: list[Node]
+    middle: list[Node]
+    """Nodes that move into the compute branch, in execution order."""
+    hoisted: list[Node]
+    """Nodes between the cuts that need no block and are used later: they stay, in front of the branch."""
+    operands: list[Node]
+    streams: list[Stream]
+    indicator: Indicator
+
+
+def cut_region(
+    graph: Graph, flow: Flow, trunk: Trunk, first_blocks: int, last_blocks: int, parameters: Collection[Node]
+) -> Region | Refusal:
+    """Cut the middle out of the trunk, leaving ``first_blocks`` in front and ``last_blocks`` behind."""
+    front, back = front_cut(trunk, first_blocks, flow), back_cut(trunk, last_blocks, flow)
+    if front is None or back is None:
+        return Refusal("no place to cut the trunk: a tuple of tensors is alive between its blocks")
+    if back <= front:
+        return Refusal("the middle of the trunk is empty")
+    dependent = flow.depends_on(trunk.blocks[0].nodes)
+    carry = flow.live(front, lambda node: node in dependent and tensor_of(node) is not None)
+    if not any(is_float_tensor(node) for node in carry):
+        return Refusal("no floating-point tensor passes from block to block", (trunk.blocks[first_blocks].label,))
+    after_front = flow.depends_on(carry)
+    between = list(flow.between(front, back))
+    core = [node for node in between if node in after_front]
+    inside = set(core)
+    live_outs = [node for node in core if flow.last_use[node] >= back]
+    wrong = [node for node in live_outs if tensor_of(node) is None]
+    if wrong:
+        return Refusal("a value that is no tensor leaves the middle", tuple(node.name for node in wrong))
+    if not any(is_float_tensor(node) for node in live_outs):
+        return Refusal("nothing that the middle computes is used behind it")
+    streams = _streams(live_outs, trunk, inside, parameters)
+    needed = {leaf for stream in streams if stream.reference is not None for leaf in leaves(stream.reference)}
+    hoisted = _needed_later(between, inside, needed, flow, back)
+    middle = _with_helpers(between, inside, hoisted)
+    impure = [node for node in middle if is_impure(node)]
+    if impure:
+        return Refusal(
+            "the middle mutates memory or draws random numbers (is the model in eval mode?)",
+            tuple(node.name for node in impure[:4]),
+        )
+    members = set(middle)
+    operands = [n for n in flow.nodes if n not in members and any(user in members for user in n.users)]
+    indicator = _indicator(carry, trunk, first_blocks, flow, front, parameters)
+    return Region(trunk, first_blocks, last_blocks, front, carry, middle, hoisted, operands, streams, indicator)
+
+
+def _streams(
+    live_outs: list[Node], trunk: Trunk, inside: Collection[Node], parameters: Collection[Node]
+) -> list[Stream]:
+    finder = ReferenceFinder([*trunk.side_blocks, *trunk.blocks], inside, parameters)
+    streams = []
+    for node in live_outs:
+        reference = finder.find(node) if is_float_tensor(node) else None
+        streams.append(Stream(node, reference))
+    return streams
+
+
+def _needed_later(
+    between: list[Node], inside: Collection[Node], needed: Collection[Node], flow: Flow, back: int
+) -> list[Node]:
+    """Nodes between the cuts that do not depend on the carry but are used behind the middle or by a reference."""
+    wanted: set[Node] = set()
+    for node in reversed(between):
+        if node in inside:
+            continue
+        if node in needed or flow.last_use[node] >= back or any(user in wanted for user in node.users):
+            wanted.add(node)
+    return [node for node in between if node in wanted]
+
+
+def _with_helpers(between: list[Node], inside: set[Node], hoisted: list[Node]) -> list[Node]:
+    """The core, plus what only it needs (modulation of the conditioning): that is not computed on reused steps."""
+    kept = set(hoisted)
+    return [node for node in between if node in inside or (node not in kept and node.users)]
+
+
+def _indicator(
+    carry: list[Node], trunk: Trunk, first_blocks: int, flow: Flow, front: int, parameters: Collection[Node]
+) -> Indicator:
+    start = trunk.blocks[0].start
+    dependent = flow.depends_on(trunk.blocks[0].nodes)
+    inside = {node for node in flow.between(start, front) if node in dependent or node in trunk.blocks[0].nodes}
+    finder = ReferenceFinder([*trunk.side_blocks, *trunk.blocks[:first_blocks]], inside, parameters)
+    floats = sorted((node for node in carry if is_float_tensor(node)), key=numel_hint, reverse=True)
+    for node in floats:
+        reference = finder.find(node)
+        if reference is not None and all(leaf not in inside for leaf in leaves(reference)):
+            return Indicator(node, reference)
+    return Indicator(floats[0], None)
+
+
+def output_tensors(node: Node) -> int:
+    """Number of tensors a node gives (a tuple counts its members)."""
+    value = value_of(node)
+    return len(value) if isinstance(value, (tuple, list)) else 1

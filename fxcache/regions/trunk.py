@@ -1,0 +1,151 @@
+"""Choose the trunk among the stacks of a graph: the chain of repeated blocks that does the model's work.
+
+A stack qualifies when its blocks follow from each other (chained), are mostly of one kind (homogeneous) and do real work (at
+least two matrix products, convolutions or attentions each).  The one with most parameters is the anchor.  Stacks right before or after it join when
+they carry on the same values: the carry has the same number of elements on both sides.  That joins double and single blocks
+and leaves refiners and control networks out.  Stacks that run in between are side stacks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import Graph, Node
+
+from fxcache.errors import Refusal
+from fxcache.regions.blocks import Block, Stack, find_stacks
+from fxcache.regions.dataflow import Flow, is_float_tensor, is_heavy, numel_hint
+
+MIN_BLOCKS = 3
+"""Fewer repeated blocks than this are no trunk: text refiners in front of a graph break have two."""
+_HEAVY_PER_BLOCK = 2
+_MAIN_KIND_SHARE = 0.6
+_LEVELS = 3
+
+
+@dataclass
+class Trunk:
+    """The main blocks in execution order, and the side blocks that run between them."""
+
+    blocks: list[Block]
+    side_blocks: list[Block] = field(default_factory=list)
+    stacks: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Readable composition, e.g. ``transformer_blocks[4] + single_transformer_blocks[8]``."""
+        counts = Counter(block.stack for block in self.blocks)
+        return " + ".join(f"{name}[{counts[name]}]" for name in self.stacks)
+
+
+def find_trunk(graph: Graph, flow: Flow, parameters: Collection[Node], names: Sequence[str] = ()) -> Trunk | Refusal:
+    """Find the trunk of an ATen graph.
+
+    ``parameters`` are the placeholders that hold weights.  ``names`` restricts the search to stacks with these paths (or
+    path endings).  Returns a Refusal that says, per stack, what disqualifies it.
+    """
+    found: list[str] = []
+    for level in range(_LEVELS):
+        stacks = find_stacks(flow.nodes, level)
+        if names:
+            stacks = [s for s in stacks if any(s.name == n or s.name.endswith("." + n) for n in names)]
+        good: list[Stack] = []
+        for stack in stacks:
+            problem = _disqualified(stack, flow)
+            if problem is None:
+                good.append(stack)
+            else:
+                found.append(f"{stack.name}[{len(stack.blocks)}]: {problem}")
+        if good:
+            return _assemble(good, stacks, flow, set(parameters))
+    what = f"no stack of repeated blocks named {', '.join(names)}" if names else "no chained stack of repeated blocks"
+    if found:
+        what += f" (found {'; '.join(found[:6])}{'; ...' if len(found) > 6 else ''})"
+    elif not any(node.meta.get("nn_module_stack") for node in flow.nodes):
+        what += " (the graph names no modules)"
+    return Refusal(what)
+
+
+def _disqualified(stack: Stack, flow: Flow) -> str | None:
+    blocks = stack.blocks
+    if len(blocks) < MIN_BLOCKS:
+        return f"fewer than {MIN_BLOCKS} blocks"
+    heavy = sorted(sum(map(is_heavy, block.nodes)) for block in blocks)
+    if heavy[len(heavy) // 2] < _HEAVY_PER_BLOCK:
+        return f"fewer than {_HEAVY_PER_BLOCK} matrix products, convolutions or attentions in a block"
+    if Counter(block.kind for block in blocks).most_common(1)[0][1] < _MAIN_KIND_SHARE * len(blocks):
+        return "blocks of different kinds"
+    for before, after in zip(blocks, blocks[1:], strict=False):
+        if after.start < before.end:
+            return f"{before.label} and {after.label} overlap"
+        if not _reaches(before, after, flow):
+            return f"{after.label} does not depend on {before.label}"
+    return None
+
+
+def _reaches(before: Block, after: Block, flow: Flow) -> bool:
+    reached = set(before.nodes)
+    targets = set(after.nodes)
+    for node in flow.between(before.start, after.end):
+        if node in reached:
+            continue
+        if any(arg in reached for arg in node.all_input_nodes):
+            if node in targets:
+                return True
+            reached.add(node)
+    return False
+
+
+def _weight(stack: Stack, parameters: set[Node]) -> tuple[int, int]:
+    used = {arg for block in stack.blocks for node in block.nodes for arg in node.all_input_nodes}
+    owned = (node for node in used if node in parameters or node.op == "get_attr")
+    return sum(map(numel_hint, owned)), sum(is_heavy(node) for block in stack.blocks for node in block.nodes)
+
+
+def _assemble(good: list[Stack], stacks: list[Stack], flow: Flow, parameters: set[Node]) -> Trunk:
+    anchor = max(good, key=lambda stack: _weight(stack, parameters))
+    chain = [anchor]
+    for direction in (1, -1):
+        while True:
+            joined = _neighbour(chain, good, flow, direction)
+            if joined is None:
+                break
+            chain.insert(len(chain) if direction > 0 else 0, joined)
+    start, end = chain[0].start, chain[-1].end
+    side = [
+        block
+        for stack in stacks
+        if stack not in chain and stack.start < end and stack.end > start
+        for block in stack.blocks
+        if any(is_heavy(node) for node in block.nodes)
+    ]
+    return Trunk([block for stack in chain for block in stack.blocks], side, tuple(stack.name for stack in chain))
+
+
+def _neighbour(chain: list[Stack], good: list[Stack], flow: Flow, direction: int) -> Stack | None:
+    """Stack that continues the chain in ``direction`` with a carry of the same size, or None."""
+    edge = chain[-1] if direction > 0 else chain[0]
+    outside = [
+        stack
+        for stack in good
+        if stack not in chain and (stack.start >= edge.end if direction > 0 else stack.end <= edge.start)
+    ]
+    if not outside:
+        return None
+    nearest = min(outside, key=lambda s: s.start) if direction > 0 else max(outside, key=lambda s: s.end)
+    first, second = (edge, nearest) if direction > 0 else (nearest, edge)
+    if not _reaches(first.blocks[-1], second.blocks[0], flow):
+        return None
+    return nearest if _carry_numel(first, flow) == _carry_numel(second, flow) else None
+
+
+def _carry_numel(stack: Stack, flow: Flow) -> int:
+    """Elements that pass from block to block inside the stack, at its leanest gap."""
+    dependent = flow.depends_on(stack.blocks[0].nodes)
+    numels = []
+    for before, after in zip(stack.blocks, stack.blocks[1:], strict=False):
+        for cut in range(before.end, after.start + 1):
+            numels.append(flow.live_numel(cut, lambda node: node in dependent and is_float_tensor(node)))
+    return min(numels)

@@ -1,0 +1,101 @@
+"""Pass: the middle becomes a submodule with one call."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from fxcache.regions.dataflow import base_of, hint, numel_hint, tensor_of
+from fxcache.rewrite.plan import Plan, call, fake_mode_of
+
+COMPUTE = "fxcache_compute"
+
+
+def outline_middle(gm: GraphModule, plan: Plan) -> int:
+    """Replace the nodes of the middle by one call of a submodule that holds them; return the number of nodes outlined.
+
+    Before::
+
+        b1 = block1(h0, temb);  b2 = block2(b1, temb);  norm(b2)
+
+    after::
+
+        out = fxcache_compute(h0, temb);  b2 = out[0];  norm(b2)
+
+    Outputs are contiguous, start at offset 0 and alias neither an input nor each other, as branches of a conditional must.
+    """
+    region = plan.region
+    members = set(region.middle)
+    attributes = [n for n in region.operands if n.op == "get_attr" and isinstance(_attribute(gm, n), torch.nn.Module)]
+    operands = [node for node in region.operands if node not in attributes]
+    live_outs = [stream.live_out for stream in region.streams]
+
+    body = Graph()
+    inside: dict[Node, Node] = {}
+    root = torch.nn.Module()
+    for node in operands:
+        inside[node] = body.placeholder(node.name)
+        inside[node].meta = dict(node.meta)
+    for node in attributes:
+        name = str(node.target).replace(".", "_")
+        setattr(root, name, _attribute(gm, node))
+        inside[node] = body.get_attr(name)
+    for node in region.middle:
+        inside[node] = body.node_copy(node, inside.__getitem__)
+    results = []
+    for node in live_outs:
+        own = _needs_copy(node, live_outs, members)
+        results.append(_contiguous_copy(body, inside[node]) if own else inside[node])
+    body.output(tuple(results))
+    compute = GraphModule(root, body)
+    gm.add_submodule(COMPUTE, compute)
+
+    mode = fake_mode_of([value.meta["val"] for value in live_outs])
+    with gm.graph.inserting_before(region.middle[0]):
+        plan.compute = gm.graph.call_module(COMPUTE, tuple(operands))
+        with mode:
+            vals = tuple(torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in map(_tensor, live_outs))
+        plan.compute.meta["val"] = vals
+        for i, node in enumerate(live_outs):
+            out = gm.graph.call_function(operator.getitem, (plan.compute, i))
+            out.meta = {key: value for key, value in node.meta.items() if key != "val"} | {"val": vals[i]}
+            plan.outputs.append(out)
+    for node, out in zip(live_outs, plan.outputs, strict=True):
+        node.replace_all_uses_with(out, delete_user_cb=lambda user: user not in members)
+    for node in reversed(region.middle):
+        gm.graph.erase_node(node)
+    return len(members)
+
+
+def _attribute(gm: GraphModule, node: Node) -> object:
+    value: object = gm
+    for name in str(node.target).split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _tensor(node: Node) -> torch.Tensor:
+    value = tensor_of(node)
+    assert value is not None
+    return value
+
+
+def _needs_copy(node: Node, live_outs: list[Node], members: set[Node]) -> bool:
+    value, base = _tensor(node), base_of(node)
+    expected, strides = 1, []
+    for size in reversed(value.shape):
+        strides.append(expected)
+        expected *= max(hint(size), 1)
+    contiguous = all(
+        hint(size) == 1 or hint(stride) == wanted
+        for size, stride, wanted in zip(value.shape, value.stride(), reversed(strides), strict=True)
+    )
+    alone = base in members and not any(base_of(other) is base for other in live_outs if other is not node)
+    whole = base is node or numel_hint(base) == numel_hint(node)
+    return not (contiguous and alone and whole and hint(value.storage_offset()) == 0)
+
+
+def _contiguous_copy(graph: Graph, node: Node) -> Node:
+    return call(graph, torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format})

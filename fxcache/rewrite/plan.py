@@ -1,0 +1,67 @@
+"""What the passes hand from one to the next: the region, the state it needs, and the nodes made so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from fxcache.options import Options
+from fxcache.regions.region import Region
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor kept from call to call; its sizes may be expressions over the graph's symbols."""
+
+    name: str
+    shape: tuple[int | torch.SymInt, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass
+class Plan:
+    """Region and options of one rewrite, filled in by the passes in their order."""
+
+    region: Region
+    options: Options
+    references: list[Node | None] = field(default_factory=list)
+    """Per stream: the node in front of the middle that it is cached against."""
+    indicator_in: Node | None = None
+    outputs: list[Node] = field(default_factory=list)
+    """Per stream: what stands for the live-out behind the middle."""
+    compute: Node | None = None
+    """The call of the outlined middle, later the branch."""
+    state: list[StateTensor] = field(default_factory=list)
+    """Specification of the persistent tensors: the reference of the indicator, then one per stream."""
+    placeholders: dict[str, Node] = field(default_factory=dict)
+    """Inputs added to the graph, by name, in order: control, health, clock, then the state tensors."""
+    reuse: Node | None = None
+    store: Node | None = None
+
+
+def call(graph: torch.fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
+    """Add a call to the graph with its fake value, computed in the fake mode of its inputs."""
+    node = graph.call_function(target, args, kwargs or {})
+    node.meta["val"] = fake_result(node)
+    return node
+
+
+def fake_result(node: Node) -> Any:
+    """Fake value of a call, from the fake values of its inputs."""
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    mode = fake_mode_of([n.meta["val"] for n in node.all_input_nodes])
+    with mode:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def fake_mode_of(values: list[Any]) -> Any:
+    """Fake tensor mode that the values belong to."""
+    for value in tree_leaves(values):
+        if isinstance(value, torch._subclasses.FakeTensor):
+            return value.fake_mode
+    raise AssertionError("no fake tensor among the inputs")

@@ -182,3 +182,23 @@ def first_tensor(value: Any) -> Tensor:
         if isinstance(leaf, Tensor):
             return leaf
     raise TypeError(f"no tensor in a result of type {type(value).__name__}")
+
+
+def case(
+    build: Callable[[int], nn.Module],
+    make: Callable[[Draw, int], dict[str, Any]],
+    *stacks: str,
+    changing: tuple[str, ...] = ("hidden_states", "timestep"),
+    fullgraph: bool = True,
+    grids: tuple[tuple[int, int], ...] = GRIDS,
+) -> Callable[..., TinyModel]:
+    """Builder `(layers=4, seed=0, dtype=float32)` from a constructor and an input function that take the layers."""
+
+    def builder(layers: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32) -> TinyModel:
+        module = seeded(lambda: build(layers), seed, dtype)
+        found = tuple((path, len(list(module.get_submodule(path).children()))) for path in stacks)
+        return TinyModel(
+            module, lambda draw: make(draw, layers), found, changing, dtype, fullgraph=fullgraph, grids=grids
+        )
+
+    return builder

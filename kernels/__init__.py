@@ -25,5 +25,5 @@ else:
     # that diffusers and transformers look for. Under a second name our files would register their operators twice,
     # so nothing can be imported from here; raising instead would break "import diffusers" in this folder, because
     # transformers imports what it finds and compares its version.
-    __path__: list[str] = []
+    __path__ = []
     __version__ = "0"

@@ -4,10 +4,10 @@
     store true:   cache        <- live_out - live_in          (``live_out`` itself when ``live_in`` is None)
                   health[slot] <- 0 * max |cache|                (0 when all of it is finite, NaN otherwise)
 
-The difference is taken in float32 and rounded once to the dtype of ``cache``; with ``downsample_factor`` k only every k-th channel is
-kept.  ``store`` is a bool scalar on the CPU (no synchronisation), ``health`` float32 [slots] on the device: the next
-decision reads it together with the indicator, so a state that overflowed is never reused.  Mutates ``cache`` and ``health``; they must
-not share memory with the other arguments.
+The difference is taken in float32 and rounded once to the dtype of ``cache``; with ``downsample_factor`` k only
+every k-th channel is kept. ``store`` is a bool scalar on the CPU (no synchronisation), ``health`` float32 [slots] on
+the device: the next decision reads it together with the indicator, so a state that overflowed is never reused.
+Mutates ``cache`` and ``health``; they must not share memory with the other arguments.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """Decision of a step: read the indicator, compare it with the threshold, return the predicate of the branch.
 
-The host writes what it knows into ``control`` before the call (mode, threshold, what it knows of the time), the operator adds the
-tensor part and writes back what it saw.  In mode COMPUTE nothing on the device is read, so a step that the schedule decides
-alone costs no synchronisation; in mode DECIDE all device values travel in one transfer: one synchronisation.
+The host writes what it knows into ``control`` before the call (mode, threshold, what it knows of the time), the
+operator adds the tensor part and writes back what it saw. In mode COMPUTE nothing on the device is read, so a step
+that the schedule decides alone costs no synchronisation; in mode DECIDE all device values travel in one transfer:
+one synchronisation.
 
     d      = sums[0] / sums[1]
     reuse  = mode is DECIDE  and  d finite  and  d < threshold  and  health finite  and  time not restarted
     store  = not reuse  and  the context may be written
 
-``clock`` is float32 [3]: direction of time (+1, -1, or 0 when unknown), time of the previous call, time now; it is looked at only when
-``control[CHECK_CLOCK]`` is set.  Time that runs against its direction, is not a number, or stands still where that is not
-allowed, means that another image has begun.  ``control`` is float64 [CONTROL_SIZE] on the CPU, shared with the runtime.
-Returns two bool scalars on the CPU: reuse, store.
+``clock`` is float32 [3]: direction of time (+1, -1, or 0 when unknown), time of the previous call, time now; it is
+looked at only when ``control[CHECK_CLOCK]`` is set. Time that runs against its direction, is not a number, or stands
+still where that is not allowed, means that another image has begun. ``control`` is float64 [CONTROL_SIZE] on the
+CPU, shared with the runtime. Returns two bool scalars on the CPU: reuse, store.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def decide_reference(sums: Tensor, health: Tensor, clock: Tensor, control: Tenso
         measured = finite and math.isfinite(difference)
         if check_clock:
             seen = values[-3:]
-            restarted = clock_restarted(*seen, repeat_allowed=bool(told[Control.REPEAT_ALLOWED]))
+            direction, previous, now = seen
+            restarted = clock_restarted(direction, previous, now, bool(told[Control.REPEAT_ALLOWED]))
         reuse = finite and not restarted and difference < told[Control.THRESHOLD]
     store = bool(told[Control.STORE]) and not reuse
     control[Control.REUSED :] = torch.tensor(

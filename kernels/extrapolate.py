@@ -2,8 +2,8 @@
 
     y = live_in + cache        (``cache`` itself when the stream is cached as it is, ``live_in`` None)
 
-Computed in float32, rounded once to the dtype of ``cache``.  Shapes: ``live_in``, ``cache`` and the result are equal; the result is
-contiguous.  Bytes moved: two reads, one write.
+Computed in float32, rounded once to the dtype of ``cache``. Shapes: ``live_in``, ``cache`` and the result are equal;
+the result is contiguous. Bytes moved: two reads, one write.
 """
 
 from __future__ import annotations

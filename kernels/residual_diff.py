@@ -4,10 +4,11 @@
     sums  = ( sum |reference - r_t| , sum |reference| )          over all elements, accumulated in float32
     d_t   = sums[0] / sums[1]                                    the relative difference that the policy compares
 
-With ``downsample_factor`` k every k-th channel (last axis) counts, and ``reference`` holds just these.  With
-``important_threshold`` c > 0 the tokens (all axes but the last) whose own relative difference exceeds c decide alone, if
-there are any.  Shapes: ``out``/``inp`` [..., C], ``reference`` float32 [..., ceil(C / k)], result float32 [2].  Bytes moved: out + inp +
-reference once.  Source: FBCache (ParaAttention) and DBCache (cache-dit), which take the mean; the ratio is the same.
+With ``downsample_factor`` k every k-th channel (last axis) counts, and ``reference`` holds just these. With
+``important_threshold`` c > 0 the tokens (all axes but the last) whose own relative difference exceeds c decide
+alone, if there are any. Shapes: ``out``/``inp`` [..., C], ``reference`` float32 [..., ceil(C / k)], result float32
+[2]. Bytes moved: out + inp + reference once. Source: FBCache (ParaAttention) and DBCache (cache-dit), which take the
+mean; the ratio is the same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fxcache.kernels._library import register_operator
 
 
 def fn_residual(out: Tensor, inp: Tensor | None, downsample_factor: int = 1) -> Tensor:
-    """Residual ``out - inp`` of every ``downsample_factor``-th channel (``out`` itself when ``inp`` is None), at least float32."""
+    """Residual ``out - inp`` (``out`` if ``inp`` is None), every ``downsample_factor``-th channel, at least float32."""
     if downsample_factor > 1:
         out = out[..., ::downsample_factor]
         inp = None if inp is None else inp[..., ::downsample_factor]

@@ -1,8 +1,9 @@
 """Choose where to cut the trunk: in front of the middle and behind it.
 
-Between two blocks several positions are possible; the one where the fewest elements are alive is taken, so that a slice which drops the
-text tokens falls inside the middle and only the image tokens are cached.  On ties the front cut is the latest and the back cut the
-earliest, so glue between blocks (fresh control residuals) is computed anew on every step.
+Between two blocks several positions are possible; the one where the fewest elements are alive is taken, so that a
+slice which drops the text tokens falls inside the middle and only the image tokens are cached. On ties the front cut
+is the latest and the back cut the earliest, so glue between blocks (fresh control residuals) is computed anew on
+every step.
 """
 
 from __future__ import annotations
@@ -53,6 +54,4 @@ def _best(trunk: Trunk, flow: Flow, start: int, end: int, *, latest: bool) -> in
 
 def _splits_tuple(cut: int, flow: Flow, dependent: Collection[Node]) -> bool:
     """Say whether a value that is a tuple of tensors would be alive across the cut."""
-    return any(
-        isinstance(value_of(node), (tuple, list)) for node in flow.live(cut, lambda node: node in dependent)
-    )
+    return any(isinstance(value_of(node), (tuple, list)) for node in flow.live(cut, lambda node: node in dependent))

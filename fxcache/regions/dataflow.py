@@ -1,7 +1,7 @@
 """Facts about an ATen graph that discovery needs: kinds of operators, liveness, sizes.
 
-Sizes are read as hints (``int`` of the traced call) and never compared as SymInts: comparing would add a guard and pin a
-dynamic size.
+Sizes are read as hints (``int`` of the traced call) and never compared as SymInts: comparing would add a guard and
+pin a dynamic size.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def is_impure(node: Node) -> bool:
         return False
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return target._schema.is_mutable or (torch.Tag.nondeterministic_seeded in target.tags and _drops_out(node))
+        seeded = torch.Tag.nondeterministic_seeded in target.tags
+        return bool(target._schema.is_mutable or (seeded and _drops_out(node)))
     return isinstance(target, torch._ops.HigherOrderOperator) and target.name() == "with_effects"
 
 
@@ -78,7 +79,7 @@ def _drops_out(node: Node) -> bool:
     for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if argument.name == "dropout_p":
             value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
-            return value != 0.0
+            return bool(value != 0.0)
     return True
 
 
@@ -157,8 +158,10 @@ class Flow:
         for node in self.live(cut, keep):
             base = base_of(node)
             groups[base] = groups.get(base, 0) + numel_hint(node)
-        return sum(min(total, max(numel_hint(base), 1) if tensor_of(base) is not None else total)
-                   for base, total in groups.items())
+        return sum(
+            min(total, max(numel_hint(base), 1) if tensor_of(base) is not None else total)
+            for base, total in groups.items()
+        )
 
     def depends_on(self, sources: Iterable[Node]) -> set[Node]:
         """All nodes that depend on one of ``sources``, the sources themselves included."""

@@ -17,8 +17,8 @@ from fxcache.regions.trunk import find_trunk
 def discover(graph: Graph, parameters: Collection[Node], options: Options) -> Region | Refusal:
     """Find the trunk, cut its middle out and describe it.
 
-    ``parameters`` are the placeholders that hold weights and buffers.  Raises OptionError when explicit ``Fn_compute_blocks`` and
-    ``Bn_compute_blocks`` leave no block between them.
+    ``parameters`` are the placeholders that hold weights and buffers. Raises OptionError when explicit
+    ``Fn_compute_blocks`` and ``Bn_compute_blocks`` leave no block between them.
     """
     flow = Flow(graph)
     trunk = find_trunk(graph, flow, parameters, options.trunk)
@@ -31,8 +31,8 @@ def discover(graph: Graph, parameters: Collection[Node], options: Options) -> Re
 def signature(region: Region) -> str:
     """Hash of the trunk's structure: which blocks run, with which heavy operators, and what is cached.
 
-    Sizes are left out, so the static and the dynamic graph of one model agree and may share state; a graph in which blocks are
-    skipped or attention is replaced differs.
+    Sizes are left out, so the static and the dynamic graph of one model agree and may share state; a graph in which
+    blocks are skipped or attention is replaced differs.
     """
     parts = [f"{region.trunk.label}|F{region.first_blocks}B{region.last_blocks}"]
     for block in region.trunk.blocks:

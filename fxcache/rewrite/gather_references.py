@@ -9,7 +9,8 @@ from fxcache.rewrite.plan import Plan, fake_result
 
 
 def gather_references(gm: GraphModule, plan: Plan) -> int:
-    """Move hoisted nodes in front of the middle and copy the glue that references go through; return the nodes made or moved.
+    """Move hoisted nodes in front of the middle and copy the glue that references go through; return the nodes made
+    or moved.
 
     Before::
 

@@ -29,14 +29,13 @@ def insert_cond(gm: GraphModule, plan: Plan) -> int:
     assert old is not None and plan.reuse is not None
     caches = [plan.placeholders[spec.name] for spec in plan.state[1:]]
     wanted = [node for node in [*plan.references, *caches] if node is not None]
-    operands = list(dict.fromkeys([*old.args, *wanted]))
-    _widen(getattr(gm, COMPUTE), operands[len(old.args) :])
+    given = [arg for arg in old.args if isinstance(arg, Node)]
+    operands = list(dict.fromkeys([*given, *wanted]))
+    _widen(getattr(gm, COMPUTE), operands[len(given) :])
     gm.add_submodule(REUSE, _reuse_branch(operands, plan.references, caches))
     with gm.graph.inserting_before(old):
         branches = [gm.graph.get_attr(REUSE), gm.graph.get_attr(COMPUTE)]
-        plan.compute = gm.graph.call_function(
-            torch.ops.higher_order.cond, (plan.reuse, *branches, tuple(operands))
-        )
+        plan.compute = gm.graph.call_function(torch.ops.higher_order.cond, (plan.reuse, *branches, tuple(operands)))
         plan.compute.meta = dict(old.meta)
     old.replace_all_uses_with(plan.compute)
     gm.graph.erase_node(old)

@@ -24,7 +24,8 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
 
         out = fxcache_compute(h0, temb);  b2 = out[0];  norm(b2)
 
-    Outputs are contiguous, start at offset 0 and alias neither an input nor each other, as branches of a conditional must.
+    Outputs are contiguous, start at offset 0 and alias neither an input nor each other, as branches of a conditional
+    must.
     """
     region = plan.region
     members = set(region.middle)

@@ -22,8 +22,8 @@ def thread_state(gm: GraphModule, plan: Plan) -> int:
         reuse, store = fxcache::decide(sums, health, clock, control)
         out   = fxcache_compute(...)
 
-    ``reference`` is float32 (its exactness is what lets two equal calls have difference 0 in half precision), the caches have the
-    dtype of their streams.
+    ``reference`` is float32 (its exactness is what lets two equal calls have difference 0 in half precision), the
+    caches have the dtype of their streams.
     """
     indicator = plan.region.indicator.out
     value = tensor_of(indicator)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
+import torch._dynamo.config
 import torch._functorch.config
 import torch._inductor.compile_fx
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ def aot_graphs(
 ) -> list[AotGraph]:
     """Compile `module` for one call (and for each further one in `calls`) and return every graph, in order.
 
-    A `TinyModel` may stand for its module; its arguments are then passed the way it wants them, by default `inputs()`.
+    A `TinyModel` may stand for its module; its arguments are then passed the way it wants them, by default `inputs()`,
+    and the settings of Dynamo that it asks for are in force.
 
     `decompose=False` keeps the operators that Inductor would decompose (the core AOTAutograd ones still go).
     """
@@ -101,11 +103,17 @@ def aot_graphs(
 
         return outer
 
+    settings: Mapping[str, bool] = {}
     if isinstance(module, TinyModel):
+        settings = module.dynamo
         args, kwargs = module.split(module.inputs() if kwargs is None else kwargs)
         module = module.module
     torch._dynamo.reset()
-    with torch._functorch.config.patch(enable_autograd_cache=False), torch.no_grad():
+    with (
+        torch._dynamo.config.patch(**settings),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+        torch.no_grad(),
+    ):
         compiled_module = torch.compile(module, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
         compiled_module(*args, **(kwargs or {}))
         for further in calls:

@@ -99,7 +99,8 @@ class TinyModel:
 
     `stacks` names the repeated blocks by module path and number, in the order of execution; empty when the model has
     none that may be cached. `changing` names the arguments that are new in every step; all others keep their identity
-    for a given (seed, batch, size), as they do in a pipeline.
+    for a given (seed, batch, size), as they do in a pipeline. `fullgraph` tells whether Dynamo makes one graph with its
+    default settings; where it does not, `dynamo` may name the settings that help.
     """
 
     module: nn.Module
@@ -110,6 +111,7 @@ class TinyModel:
     positional: bool = False
     fullgraph: bool = True
     grids: tuple[tuple[int, int], ...] = GRIDS
+    dynamo: Mapping[str, bool] = field(default_factory=dict)
     _kept: dict[Any, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def inputs(
@@ -190,7 +192,7 @@ def case(
     *stacks: str,
     changing: tuple[str, ...] = ("hidden_states", "timestep"),
     fullgraph: bool = True,
-    grids: tuple[tuple[int, int], ...] = GRIDS,
+    dynamo: Mapping[str, bool] | None = None,
 ) -> Callable[..., TinyModel]:
     """Builder `(layers=4, seed=0, dtype=float32)` from a constructor and an input function that take the layers."""
 
@@ -198,7 +200,7 @@ def case(
         module = seeded(lambda: build(layers), seed, dtype)
         found = tuple((path, len(list(module.get_submodule(path).children()))) for path in stacks)
         return TinyModel(
-            module, lambda draw: make(draw, layers), found, changing, dtype, fullgraph=fullgraph, grids=grids
+            module, lambda draw: make(draw, layers), found, changing, dtype, fullgraph=fullgraph, dynamo=dynamo or {}
         )
 
     return builder

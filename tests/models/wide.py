@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from tests.models.tiny import TinyModel
 from tests.models.wide_image import WIDE_IMAGE
+from tests.models.wide_more import WIDE_MORE
 from tests.models.wide_video import WIDE_VIDEO
 
-WIDE: dict[str, Callable[..., TinyModel]] = {**WIDE_IMAGE, **WIDE_VIDEO}
+WIDE: dict[str, Callable[..., TinyModel]] = {**WIDE_IMAGE, **WIDE_VIDEO, **WIDE_MORE}
 """Builders in the form of `tests.models.transformers.TRANSFORMERS`."""

@@ -42,6 +42,7 @@ def picture(draw: Draw, channels: int, text: int, width: int, scale: float = 100
     }
 
 
+SHAPES = {"capture_dynamic_output_shape_ops": True}
 DOUBLE_SINGLE = ("transformer_blocks", "single_transformer_blocks")
 
 
@@ -373,7 +374,7 @@ WIDE_IMAGE: dict[str, Callable[..., TinyModel]] = {
         _flux2, lambda d, n: {**packed(d, 8, 9, 24, 4), "guidance": torch.full((d.batch,), 4.0)}, *DOUBLE_SINGLE
     ),
     "chroma": case(_chroma, lambda d, n: packed(d, 4, 9, 24), *DOUBLE_SINGLE),
-    "z_image": case(_z_image, _z_image_inputs, "layers", changing=("x", "t"), fullgraph=False),
+    "z_image": case(_z_image, _z_image_inputs, "layers", changing=("x", "t"), fullgraph=False, dynamo=SHAPES),
     "lumina2": case(_lumina2, _lumina2_inputs, "layers", fullgraph=False),
     "auraflow": case(
         _auraflow, lambda d, n: picture(d, 4, 9, 24, 1.0), "joint_transformer_blocks", "single_transformer_blocks"
@@ -410,7 +411,7 @@ WIDE_IMAGE: dict[str, Callable[..., TinyModel]] = {
         lambda d, n: {**picture(d, 4, 9, 24), "encoder_attention_mask": d.mask(9, 7)},
         *DOUBLE_SINGLE,
     ),
-    "glm_image": case(_glm_image, _glm_image_inputs, "transformer_blocks"),
+    "glm_image": case(_glm_image, _glm_image_inputs, "transformer_blocks", fullgraph=False, dynamo=SHAPES),
     "krea2": case(_krea2, _krea2_inputs, "transformer_blocks"),
 }
 """Builders of picture models, by usage."""

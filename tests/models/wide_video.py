@@ -442,6 +442,8 @@ def _stable_audio_inputs(draw: Draw, n: int) -> dict[str, Any]:
     }
 
 
+SHAPES = {"capture_dynamic_output_shape_ops": True}
+SCALARS = {**SHAPES, "capture_scalar_outputs": True}
 SMALL_ROPE = {"rope_max_seq_len": 32}
 
 WIDE_VIDEO: dict[str, Callable[..., TinyModel]] = {
@@ -453,6 +455,8 @@ WIDE_VIDEO: dict[str, Callable[..., TinyModel]] = {
         _mochi,
         lambda d, n: {**video(d, 4, 11, 24), "encoder_attention_mask": d.mask(11, 9).bool()},
         "transformer_blocks",
+        fullgraph=False,
+        dynamo=SHAPES,
     ),
     "latte": case(_latte, lambda d, n: video(d, 4, 9, 24), "transformer_blocks", "temporal_transformer_blocks"),
     "allegro": case(_allegro, _allegro_inputs, "transformer_blocks"),
@@ -464,9 +468,14 @@ WIDE_VIDEO: dict[str, Callable[..., TinyModel]] = {
     ),
     "consisid": case(_consisid, _consisid_inputs, "transformer_blocks"),
     "cosmos": case(_cosmos, _cosmos_inputs, "transformer_blocks"),
-    "hunyuan_video15": case(_hunyuan15, _hunyuan15_inputs, "transformer_blocks", fullgraph=False),
+    "hunyuan_video15": case(_hunyuan15, _hunyuan15_inputs, "transformer_blocks", fullgraph=False, dynamo=SHAPES),
     "framepack": case(
-        _framepack, _framepack_inputs, "transformer_blocks", "single_transformer_blocks", fullgraph=False
+        _framepack,
+        _framepack_inputs,
+        "transformer_blocks",
+        "single_transformer_blocks",
+        fullgraph=False,
+        dynamo=SCALARS,
     ),
     "wan_vace": case(_wan_vace, _wan_vace_inputs, "blocks"),
     "wan_animate": case(_wan_animate, _wan_animate_inputs, "blocks"),

@@ -18,6 +18,7 @@ from fxcache.rewrite.gather_references import gather_references
 from fxcache.rewrite.insert_cond import insert_cond
 from fxcache.rewrite.instruments import Pass, PassRecord, run_pass
 from fxcache.rewrite.outline_middle import outline_middle
+from fxcache.rewrite.pin_layouts import pin_layouts
 from fxcache.rewrite.plan import Plan, StateTensor
 from fxcache.rewrite.thread_state import thread_state
 
@@ -26,6 +27,7 @@ PASSES: tuple[Pass, ...] = (
     outline_middle,
     thread_state,  # needs the outlined call to put the decision in front of it
     insert_cond,
+    pin_layouts,  # needs the operands of the conditional
     commit_state,  # last: it writes what both branches give
 )
 

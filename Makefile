@@ -14,7 +14,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
-	$(BIN)/python -m benchmarks.digits.demo
+	$(BIN)/python -m benchmarks.demo
 
 test: lint
 	$(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal

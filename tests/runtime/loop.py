@@ -49,7 +49,7 @@ class Model:
         return self.finish(self.begin(x, t, c), x, difference)
 
     def finish(self, lease: Lease, x: torch.Tensor, difference: float = 0.0) -> str:
-        """Play the graph: "C" computed and stored, "." reused, "r" computed because the clock turned, "x" left no trace."""
+        """Play the graph. "C": computed and stored, ".": reused, "r": the clock has turned, "x": left no trace."""
         state = lease.state((TensorSpec(tuple(x.shape), x.dtype, x.device),))
         assert len(state) == 1 and state[0].shape == x.shape
         if lease.mode is Mode.COMPUTE:
@@ -65,7 +65,7 @@ class Model:
         return "r" if restarted else "." if reused else "C"
 
     def run(self, times: list[Any], *conditions: object, difference: float = 0.0) -> str:
-        """A whole loop, one call per condition in every step; the codes of one branch are joined, branches by a space."""
+        """Run a loop, one call per condition in every step; return the codes, one word per branch."""
         codes = [""] * max(1, len(conditions))
         for time in times:
             x = latents()

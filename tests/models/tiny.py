@@ -155,7 +155,7 @@ class TinyModel:
     def call(self, kwargs: Mapping[str, Any], module: Callable[..., Any] | None = None) -> Any:
         """Call the module (or a compiled form of it) the way its users do."""
         args, rest = self.split(kwargs)
-        return (module or self.module)(*args, **rest)
+        return (self.module if module is None else module)(*args, **rest)
 
     def split(self, kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of a call."""

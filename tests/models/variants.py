@@ -9,8 +9,9 @@ from typing import Any
 import diffusers as D
 import torch
 
-from tests.models.pipelines import Request, TinyPipeline, autoencoder, flux, quiet, wan
+from tests.models.pipelines import flux, wan
 from tests.models.tiny import seeded
+from tests.models.tiny_pipeline import Request, TinyPipeline, autoencoder, quiet
 
 
 def wan_two(seed: int = 0, layers: int = 6, **more: Any) -> TinyPipeline:

@@ -11,7 +11,7 @@ from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 
 from tests.models.tiny import Draw, TinyModel, case
 from tests.models.wide_image import packed, picture
-from tests.models.wide_video import FRAMES, WAN, video
+from tests.models.wide_video import FRAMES, SCALARS, WAN, video
 
 
 def _flux3(n: int) -> Any:
@@ -300,7 +300,7 @@ WIDE_MORE: dict[str, Callable[..., TinyModel]] = {
     "stable_audio3": case(_stable_audio3, _stable_audio3_inputs, "transformer_blocks"),
     "minimax_music3": case(_music3, _music3_inputs, "transformer_blocks"),
     "anyflow": case(_anyflow, _anyflow_inputs, "blocks", changing=("hidden_states", "timestep", "r_timestep")),
-    "nucleus_moe": case(_nucleus, _nucleus_inputs, "transformer_blocks", fullgraph=False),
+    "nucleus_moe": case(_nucleus, _nucleus_inputs, "transformer_blocks", fullgraph=False, dynamo=SCALARS),
     "prior": case(_prior, _prior_inputs, "transformer_blocks"),
 }
 """Builders of the less common classes."""

@@ -28,6 +28,9 @@ from fxcache.runtime.compiled import CompiledCall, Link, with_state
 from fxcache.runtime.interface import GraphInfo
 from fxcache.runtime.layout import Size, StateLayout
 
+# A pipeline opens its progress bar before it first calls the model: naming the backend must be enough to see it.
+signals.install()
+
 
 def fxcache(
     gm: GraphModule,

@@ -1,5 +1,70 @@
 """fxcache: a ``torch.compile`` backend that reuses the trunk of a diffusion transformer between steps."""
 
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from fxcache.configs import DBCacheConfig
+from fxcache.errors import FxcacheError, OptionError, Refusal, RefusalError, RefusalWarning, StateError
+from fxcache.options import Options
 from fxcache.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from fxcache.api import context, disable_cache, enable_cache, generation, reset, summary
+    from fxcache.explain import Explanation, explain
+    from fxcache.summary import Summary
+
+__all__ = [
+    "DBCacheConfig",
+    "Explanation",
+    "FxcacheError",
+    "OptionError",
+    "Options",
+    "Refusal",
+    "RefusalError",
+    "RefusalWarning",
+    "StateError",
+    "Summary",
+    "__version__",
+    "context",
+    "disable_cache",
+    "enable_cache",
+    "explain",
+    "generation",
+    "reset",
+    "summary",
+]
+
+_HOMES = {
+    "Explanation": "fxcache.explain",
+    "Summary": "fxcache.summary",
+    "explain": "fxcache.explain",
+    **dict.fromkeys(("context", "disable_cache", "enable_cache", "generation", "reset", "summary"), "fxcache.api"),
+}
+"""What needs torch, by the module that has it; loaded on first use, so that ``import fxcache`` is quick."""
+
+
+class _Package(ModuleType):
+    """The package itself: ``summary`` and ``explain`` stay functions when the modules of these names load."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -46,8 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser(
         "explain", help="trunk, regions and predicted gain of a diffusers class, or the refusal"
     )
-    explain.add_argument("model", metavar="CLASS", help="class name in diffusers, built on the meta device")
+    explain.add_argument(
+        "model", metavar="CLASS", help="class of diffusers, or package.module:Class; built on the meta device"
+    )
     explain.add_argument("--config", metavar="FILE.json", help="arguments of the class; without it, its defaults")
+    explain.add_argument(
+        "--inputs",
+        metavar="FILE.json",
+        help="inputs that cannot be guessed: a shape, a shape and a dtype, or a value, such as "
+        '{"hidden_states": [1, 4096, 64], "labels": {"shape": [1], "dtype": "int64"}, "height": {"value": 64}}',
+    )
     explain.add_argument("--json", action="store_true", help="print JSON")
     explain.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="such as Fn_compute_blocks=1 trunk=a,b")
     explain.set_defaults(run=_explain)
@@ -68,10 +76,11 @@ def _options(arguments: argparse.Namespace) -> str:
 
 def _explain(arguments: argparse.Namespace) -> str:
     options = Options.from_mapping(_parse_options(arguments.options))
-    config = None if arguments.config is None else _read_config(arguments.config)
+    config = None if arguments.config is None else _read_object("--config", arguments.config)
+    given = {} if arguments.inputs is None else {"inputs": _read_object("--inputs", arguments.inputs)}
     from fxcache.explain import explain_class  # imports diffusers and takes seconds; `options` must not wait for it
 
-    explanation = explain_class(arguments.model, config, options)
+    explanation = explain_class(arguments.model, config, options, **given)
     return json.dumps(explanation.to_dict(), indent=2) if arguments.json else str(explanation)
 
 
@@ -94,12 +103,12 @@ def _parse_options(words: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def _read_object(flag: str, path: str) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         try:
-            config = json.load(file)
+            found = json.load(file)
         except ValueError as error:
-            raise OptionError(f"--config {path}: expected JSON, {error}") from error
-    if not isinstance(config, dict):
-        raise OptionError(f"--config {path}: expected a JSON object, found {type(config).__name__}")
-    return config
+            raise OptionError(f"{flag} {path}: expected JSON, {error}") from error
+    if not isinstance(found, dict):
+        raise OptionError(f"{flag} {path}: expected a JSON object, found {type(found).__name__}")
+    return found

@@ -1,0 +1,149 @@
+"""From captured graphs to an `Explanation`: the passes run on copies, and their plan is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from fxcache.errors import Refusal
+from fxcache.explain.capture import Capture, Captured
+from fxcache.explain.report import Explanation, GraphNote, RegionFlops, StreamNote
+from fxcache.intake import roles_of
+from fxcache.options import Options
+from fxcache.regions.dataflow import hint, tensor_of
+from fxcache.regions.flops import node_flops
+from fxcache.regions.region import Region
+from fxcache.rewrite.pipeline import Rewritten, rewrite
+from fxcache.rewrite.plan import StateTensor
+from fxcache.runtime.interface import InputRoles
+
+_ROLES = ("latents", "timestep", "conditioning", "other")
+
+
+def describe(model: str, found: Capture, options: Options) -> Explanation:
+    """Describe what the backend would do with the graphs of one call."""
+    results = [_result(graph, options) for graph in found.graphs]
+    flops = [_flops_of(graph.aten) for graph in found.graphs]
+    totals = [sum(by_name.values()) for by_name in flops]
+    cached = [i for i, result in enumerate(results) if isinstance(result, Rewritten)]
+    chosen = max(cached or range(len(results)), key=totals.__getitem__, default=None)
+    notes = tuple(
+        GraphNote(
+            operators=sum(node.op == "call_function" for node in graph.aten.graph.nodes),
+            flops=total,
+            cached=i in cached,
+            refusal=result if isinstance(result, Refusal) else None,
+            ends=graph.ends,
+        )
+        for i, (graph, result, total) in enumerate(zip(found.graphs, results, totals, strict=True))
+    )
+    common: dict[str, Any] = {"model": model, "graphs": notes, "broken": found.broken}
+    if chosen is None:
+        return Explanation(refusal=Refusal("the call computes nothing that can be traced"), **common)
+    graph, result = found.graphs[chosen], results[chosen]
+    common["inputs"] = _input_names(roles_of(graph.dynamo, graph.inputs, graph.aten, graph.static))
+    if isinstance(result, Refusal):
+        if found.broken is not None:
+            result = Refusal(f"{result.reason}; the call breaks into {len(notes)} graphs: {found.broken}", result.nodes)
+        return Explanation(refusal=result, total_flops=sum(totals), **common)
+    region, state = result.plan.region, result.state
+    health = result.plan.placeholders["health"].meta["val"]
+    outside = sum(totals) - totals[chosen]
+    return Explanation(
+        trunk=region.trunk.label,
+        blocks=tuple(block.label for block in region.trunk.blocks),
+        first_blocks=region.first_blocks,
+        last_blocks=region.last_blocks,
+        side_blocks=tuple(dict.fromkeys(block.label for block in region.trunk.side_blocks)),
+        streams=_streams(region, state[1:]),
+        hoisted=_hoisted(region),
+        indicator=_stream(
+            state[0], region.indicator.out.name, "raw" if result.plan.indicator_in is None else "residual"
+        ),
+        flops=_region_flops(graph.aten, region, flops[chosen], outside),
+        total_flops=sum(totals),
+        state_bytes=sum(map(_bytes, state)) + health.numel() * health.dtype.itemsize,
+        **common,
+    )
+
+
+def _result(graph: Captured, options: Options) -> Rewritten | Refusal:
+    if not options.can_reuse:
+        return Refusal(
+            "the options never reuse a step: the threshold must be above 0 and the limits of cached steps not 0"
+        )
+    result = rewrite(graph.aten, graph.static, options)
+    if isinstance(result, Rewritten):
+        unbacked = [spec.name for spec in result.state if any(free_unbacked_symbols(size) for size in spec.shape)]
+        if unbacked:
+            return Refusal("the size of a cached value depends on data, not on the sizes of inputs", tuple(unbacked))
+    return result
+
+
+def _flops_of(aten: GraphModule) -> dict[str, int]:
+    return {node.name: node_flops(node) for node in aten.graph.nodes if node.op == "call_function"}
+
+
+def _region_flops(aten: GraphModule, region: Region, flops: dict[str, int], outside: int) -> RegionFlops:
+    """Work by region; what moves in front of the branch counts to the prefix, other graphs to ``outside``."""
+    names = [node.name for node in aten.graph.nodes]
+    inside = {node.name for node in region.middle}
+    last_inside = max(i for i, name in enumerate(names) if name in inside)
+    sums = dict.fromkeys(("prefix", "first", "middle", "last", "suffix"), 0)
+    for position, name in enumerate(names):
+        if name in inside:
+            part = "middle"
+        elif position > last_inside:
+            part = "last" if region.last_blocks and position < region.trunk.blocks[-1].end else "suffix"
+        elif region.trunk.blocks[0].start <= position < region.front:
+            part = "first"
+        else:
+            part = "prefix"
+        sums[part] += flops.get(name, 0)
+    return RegionFlops(**sums, outside=outside)
+
+
+def _streams(region: Region, caches: Sequence[StateTensor]) -> tuple[StreamNote, ...]:
+    return tuple(
+        _stream(spec, stream.live_out.name, "value" if stream.reference is None else "residual")
+        for stream, spec in zip(region.streams, caches, strict=True)
+    )
+
+
+def _stream(spec: StateTensor, name: str, kind: str) -> StreamNote:
+    return StreamNote(name, _shape_text(spec.shape), _dtype_text(spec.dtype), kind, _bytes(spec))
+
+
+def _hoisted(region: Region) -> tuple[str, ...]:
+    """Hoisted values that something else than hoisted nodes reads."""
+    moved = set(region.hoisted)
+    ends = [node for node in region.hoisted if not node.users or any(user not in moved for user in node.users)]
+    return tuple(map(_value_text, ends))
+
+
+def _value_text(node: Node) -> str:
+    value = tensor_of(node)
+    return node.name if value is None else f"{node.name} {_shape_text(value.shape)} {_dtype_text(value.dtype)}"
+
+
+def _shape_text(shape: Sequence[int | torch.SymInt]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _dtype_text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bytes(spec: StateTensor) -> int:
+    count = spec.dtype.itemsize
+    for size in spec.shape:
+        count *= hint(size)
+    return count
+
+
+def _input_names(roles: InputRoles) -> dict[str, tuple[str, ...]]:
+    return {role: tuple(dict.fromkeys(roles.names[i] for i in getattr(roles, role))) for role in _ROLES}

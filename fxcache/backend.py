@@ -1,6 +1,6 @@
 """The ``torch.compile`` backend: the whole way of one graph, in order.
 
-    torch.compile(model, backend="fxcache", options={"Fn_compute_blocks": 1, "residual_diff_threshold": 0.12})
+torch.compile(model, backend="fxcache", options={"Fn_compute_blocks": 1, "residual_diff_threshold": 0.12})
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 import torch._inductor
 from torch.fx import GraphModule
 
-from fxcache.errors import Refusal, RefusalError, RefusalWarning
+from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
 from fxcache.inner import compile_through, lower
 from fxcache.intake import roles_of
 from fxcache.options import Options
@@ -41,9 +41,9 @@ def fxcache(
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo; called by ``torch.compile(..., backend="fxcache")``.
 
-    ``options`` are the fields of `fxcache.Options`.  ``mode`` is a mode of ``torch.compile`` ("max-autotune", ...), handed to
-    Inductor.  A graph without a usable trunk is compiled unmodified, with one `RefusalWarning`.  Raises OptionError for a wrong option
-    and RefusalError for such a graph under ``on_refusal="raise"``.
+    ``options`` are the fields of `fxcache.Options`.  ``mode`` is a mode of ``torch.compile`` ("max-autotune", ...),
+    handed to Inductor.  A graph without a usable trunk is compiled unmodified, with one `RefusalWarning`.  Raises
+    OptionError for a wrong option, and RefusalError for such a graph under ``on_refusal="raise"``.
     """
     parsed = Options.from_mapping(options or {})
     if mode is not None:
@@ -88,11 +88,17 @@ class _Compilation:
             return None
         if not facts.get("is_inference", False):
             return Refusal("gradients are needed: caching is for inference, call the model under torch.no_grad()")
-        result = rewrite(aten, facts.get("static_input_idxs", ()), self._options)
+        try:
+            result = rewrite(aten, facts.get("static_input_idxs", ()), self._options)
+        except OptionError as error:
+            if not self._is_fragment:
+                raise
+            # A short stack in front of a graph break is not the trunk that the options speak of.
+            return Refusal(str(error))
         if isinstance(result, Rewritten):
             unbacked = [spec.name for spec in result.state if not _symbols(spec) <= _inputs_of(aten).keys()]
             if unbacked:
-                return Refusal("the size of a cached value depends on data, not on the sizes of inputs", tuple(unbacked))
+                return Refusal("the size of a cached value depends on data, not on sizes of inputs", tuple(unbacked))
         return result
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -135,7 +141,9 @@ def _expression(size: int | torch.SymInt) -> Size:
 
 
 def _symbols(spec: StateTensor) -> set[Any]:
-    return {symbol for size in map(_expression, spec.shape) if not isinstance(size, int) for symbol in size.free_symbols}
+    return {
+        symbol for size in map(_expression, spec.shape) if not isinstance(size, int) for symbol in size.free_symbols
+    }
 
 
 def _layout(aten: GraphModule, result: Rewritten) -> StateLayout:

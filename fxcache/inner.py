@@ -1,4 +1,4 @@
-"""The inner compiler: hand a graph to Inductor, or run it operator by operator; and the key of what is cached on disk."""
+"""The inner compiler: hand a graph to Inductor, or run it by operators; and the key of what is cached on disk."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _COND = "torch.ops.higher_order.cond"
 
 
 def compile_through(seam: Seam, gm: GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
-    """Trace the graph to ATen and let ``seam`` compile it: ``seam(aten_graph, fake_inputs, **facts) -> boxed callable``.
+    """Trace the graph to ATen and let ``seam(aten_graph, fake_inputs, **facts)`` compile it to a boxed callable.
 
-    "inductor" and "aot_eager" get the graph with Inductor's decompositions and joint-graph passes, "eager" the plain ATen graph,
-    whose operators are those of eager mode.
+    "inductor" and "aot_eager" get the graph with Inductor's decompositions and joint-graph passes, "eager" the plain
+    ATen graph, whose operators are those of eager mode.
     """
     # The AOTAutograd cache would hand out what an earlier compilation made of the same Dynamo graph, and the seam
     # would never run. What Inductor makes of the rewritten graph is cached below it.
@@ -59,11 +59,11 @@ def lower(
     if options.inner_backend != "inductor":
         return _boxed(gm)
     if not rewritten:
-        return compile_fx_inner(gm, inputs, **facts)  # type: ignore[return-value]
+        return compile_fx_inner(gm, inputs, **facts)
     # Inductor caches a graph with a conditional only under a key that vouches for the conditional's code.
     marked = {**torch._inductor.config.unsafe_marked_cacheable_functions, _COND: cache_key(options)}
     with torch._inductor.config.patch(unsafe_marked_cacheable_functions=marked):
-        return compile_fx_inner(gm, inputs, **facts)  # type: ignore[return-value]
+        return compile_fx_inner(gm, inputs, **facts)
 
 
 def _boxed(gm: GraphModule) -> Callable[[list[Any]], Any]:

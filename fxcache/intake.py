@@ -1,7 +1,8 @@
 """What the inputs of a graph mean to a denoising loop: parameters, latents, time, conditioning.
 
-Argument names decide where they are telling (``hidden_states``, ``timestep``).  Otherwise the dataflow does: the latents look like the
-output, the time is small and goes through sine and cosine, conditioning goes through weights, what only masks or rotates is "other".
+Argument names decide where they are telling (``hidden_states``, ``timestep``).  Otherwise the dataflow does: the
+latents look like the output, the time is small and goes through sine and cosine, conditioning goes through weights, and
+what only masks or rotates is "other".
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _STATIC = re.compile(r"_modules|_parameters|_buffers|^[LG]\['self'\]")
 _LOCAL = re.compile(r"^[LG]\['([^']+)'\]")
 _STEP = re.compile(r"\['([^']+)'\]|\[(\d+)\]|\.(\w+)")
 _LATENT_NAMES = frozenset({"hidden_states", "audio_hidden_states", "sample", "latents", "latent", "noisy_latents"})
-_TIME_NAMES = frozenset({"t", "time", "times", "sigma", "sigmas", "noise_level", "timesteps"})
+_TIME_NAMES = frozenset(
+    "t time times tau sigma sigmas noise_level noise_levels noise_labels c_noise log_snr logsnr".split()
+)
 _SMALL = 64
 
 
@@ -56,8 +59,8 @@ def is_static(node: Node, value: object) -> bool:
 def roles_of(dynamo: GraphModule, inputs: Sequence[object], aten: GraphModule, static: Collection[int]) -> InputRoles:
     """Classify the inputs of Dynamo's graph, with the help of the ATen graph made of it.
 
-    ``static`` are the positions of parameters and buffers among the ATen graph's inputs.  The two lists differ in length where a
-    parameter is a tensor subclass; the other inputs keep their order.
+    ``static`` are the positions of parameters and buffers among the ATen graph's inputs.  The two lists differ in
+    length where a parameter is a tensor subclass; the other inputs keep their order.
     """
     placeholders = [node for node in dynamo.graph.nodes if node.op == "placeholder"]
     names = [argument_name(source_name(node)) for node in placeholders]
@@ -94,7 +97,7 @@ def _outputs(gm: GraphModule) -> list[Node]:
 
 
 def _likeness(value: Any, outputs: list[Node]) -> int:
-    """2 for a float input of the shape of an output, 1 when one axis differs (learnt variance, extra channels), else 0."""
+    """2 for a float input of an output's shape, 1 when one axis differs (learnt variance, extra channels), else 0."""
     if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point or value.dim() < 2:
         return 0
     shape = [hint(size) for size in value.shape]
@@ -111,12 +114,16 @@ def _timestep(candidates: list[int], names: list[str], twin: dict[int, Node]) ->
     named = [i for i in candidates if "timestep" in names[i].lower() or names[i].split(".")[0].lower() in _TIME_NAMES]
     if named:
         return named
-    return [i for i in candidates if i in twin and _is_small(twin[i]) and _goes_through_sine(twin[i])][:1]
+    small = [i for i in candidates if i in twin and _is_small(twin[i])]
+    rotated = [i for i in small if _goes_through_sine(twin[i])]
+    floating = [i for i in small if twin[i].meta["val"].dtype.is_floating_point]
+    return rotated[:1] or (floating if len(floating) == 1 else [])
 
 
 def _is_small(node: Node) -> bool:
-    value = node.meta["val"]
-    return value.dim() <= 1 and all(hint(size) <= _SMALL for size in value.shape)
+    """Say whether the input is a number per picture: [], [B] or [B, 1]."""
+    shape = [hint(size) for size in node.meta["val"].shape]
+    return len(shape) <= 2 and shape[1:] in ([], [1]) and all(size <= _SMALL for size in shape)
 
 
 def _goes_through_sine(node: Node) -> bool:
@@ -124,7 +131,7 @@ def _goes_through_sine(node: Node) -> bool:
 
 
 def _reaches_weights(node: Node) -> bool:
-    """Say whether the input enters a matrix product, convolution or embedding table before anything rotates or masks with it."""
+    """Say whether the input enters a product with weights or an embedding table before it rotates or masks anything."""
     for found in _light_closure(node, stop=("sin", "cos", "outer", "logical_not", "where", "bitwise_and", "ge", "lt")):
         for user in found.users:
             if op_name(user) == "embedding" or (is_heavy(user) and "attention" not in op_name(user)):

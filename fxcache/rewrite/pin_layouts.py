@@ -20,8 +20,8 @@ def pin_layouts(gm: GraphModule, plan: Plan) -> int:
 
         h1 = add(permute(p), e);  h1_ = force_stride_order(h1, [160, 1, 20]);  out = cond(reuse, ..., (h1_,))
 
-    Inductor chooses the layout of an intermediate value freely, but compiles the branches for the traced one.  A value whose
-    layout is still free is fixed by this without a copy.
+    Inductor chooses the layout of an intermediate value freely, but compiles the branches for the traced one.  A value
+    whose layout is still free is fixed by this without a copy.
     """
     if plan.options.inner_backend != "inductor":
         return 0
@@ -37,7 +37,8 @@ def pin_layouts(gm: GraphModule, plan: Plan) -> int:
                 inductor_prims.force_stride_order, (base, [hint(stride) for stride in value.stride()])
             )
         pin.meta = dict(base.meta)
-        base.replace_all_uses_with(pin, delete_user_cb=lambda user, pin=pin: user is not pin)
+        for user in [user for user in base.users if user is not pin]:
+            user.replace_input_with(base, pin)
         pinned += 1
     return pinned
 

@@ -49,10 +49,10 @@ def with_state(
 ) -> Callable[[list[Any]], Any]:
     """Wrap a compiled graph whose last inputs are control, clock and state, so that it takes the original inputs.
 
-    The inputs added are, in this order: control, health, clock, reference and one cache per stream; all but control and clock belong to
-    the context and come from its lease.
+    The inputs added are, in this order: control, health, clock, reference and one cache per stream; all but control and
+    clock belong to the context and come from its lease.
     """
-    no_clock = []
+    no_clock: list[torch.Tensor] = []
 
     def boxed(flat: list[Any]) -> Any:
         lease = link.lease()

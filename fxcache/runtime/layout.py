@@ -1,20 +1,21 @@
 """Shapes of the state of one graph, computed from the integers that the graph is called with.
 
-Dynamic sizes are expressions over the graph's symbols, and each symbol is itself an input of the graph, so the shape of every state tensor is
-known before the call.
+Dynamic sizes are expressions over the graph's symbols, and each symbol is itself an input of the graph, so the shape of
+every state tensor is known before the call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 
 from fxcache.runtime.interface import TensorSpec
 
-Size = int | sympy.Expr
+Size: TypeAlias = "int | sympy.Expr"
 
 
 @dataclass(frozen=True)

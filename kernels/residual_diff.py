@@ -36,7 +36,8 @@ def residual_diff_reference(
     magnitude = reference.abs()
     if important_threshold > 0.0:
         token_difference, token_magnitude = difference.sum(-1), magnitude.sum(-1)
-        important = token_difference > important_threshold * token_magnitude
+        # A token that is not finite must decide, or it would stay unnoticed: no comparison with NaN is true.
+        important = (token_difference > important_threshold * token_magnitude) | ~token_difference.isfinite()
         # Selecting by `where` keeps the choice on the device: boolean indexing would have to synchronise.
         important = important | ~important.any()
         return torch.stack(

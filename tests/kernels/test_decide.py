@@ -1,0 +1,167 @@
+"""The decision: a truth table."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxcache.kernels import CONTROL_SIZE, Control, clock_restarted, decide_reference
+from tests.graphs import tell
+
+decide = torch.ops.fxcache.decide.default
+NAN, INF = math.nan, math.inf
+
+
+def control_for(**told: float) -> Tensor:
+    control = torch.full((CONTROL_SIZE,), NAN, dtype=torch.float64)
+    control[: Control.REUSED] = 0.0
+    tell(control, **{"decide": 1.0, "store": 1.0, "threshold": 0.1, **told})
+    return control
+
+
+def decided(
+    numerator: float = 0.05, denominator: float = 1.0, health: tuple[float, ...] = (0.0, 0.0), **told: float
+) -> tuple[bool, bool, Tensor]:
+    control = control_for(**told)
+    reuse, store = decide(torch.tensor([numerator, denominator]), torch.tensor(health), torch.zeros(3), control)
+    for flag in (reuse, store):
+        assert (flag.dtype, flag.shape, flag.device.type) == (torch.bool, (), "cpu")
+    assert bool(control[Control.REUSED]) == bool(reuse)
+    return bool(reuse), bool(store), control
+
+
+@pytest.mark.parametrize(
+    ("numerator", "denominator", "threshold", "reuse", "difference"),
+    [
+        (0.05, 1.0, 0.1, True, 0.05),
+        (0.1, 1.0, 0.1, False, 0.1),  # float32(0.1) is a little more than 0.1
+        (0.5, 1.0, 0.5, False, 0.5),  # the threshold itself is not below the threshold
+        (0.4999, 1.0, 0.5, True, 0.4999),
+        (0.0, 1.0, 0.1, True, 0.0),
+        (0.0, 0.0, 0.1, True, 0.0),
+        (0.0, 0.0, 0.0, False, 0.0),
+        (0.0, 1.0, -1.0, False, 0.0),
+        (1.0, 0.0, 1e9, False, INF),
+        (5.0, 1.0, 10.0, True, 5.0),
+        (NAN, 1.0, 1e9, False, NAN),
+        (1.0, NAN, 1e9, False, NAN),
+        (INF, 1.0, 1e9, False, INF),
+        (1.0, INF, 1e9, False, 0.0),
+        (INF, INF, 1e9, False, NAN),
+        (3e38, 1e-38, 1e9, False, 3e76),
+    ],
+)
+def test_threshold(numerator, denominator, threshold, reuse, difference):
+    got, store, control = decided(numerator, denominator, threshold=threshold)
+    assert (got, store) == (reuse, not reuse)
+    assert control[Control.DIFFERENCE].item() == pytest.approx(difference, rel=1e-5, nan_ok=True)
+    finite = math.isfinite(numerator) and math.isfinite(denominator)
+    assert bool(control[Control.FINITE]) == finite
+    assert bool(control[Control.MEASURED]) == (finite and math.isfinite(difference))
+
+
+@pytest.mark.parametrize(("mode", "may_store", "small"), list(itertools.product([True, False], repeat=3)))
+def test_mode_and_permission(mode, may_store, small):
+    reuse, store, control = decided(0.05 if small else 0.5, decide=mode, store=may_store)
+    assert reuse == (mode and small)
+    assert store == (may_store and not reuse)
+    assert bool(control[Control.MEASURED]) == mode
+
+
+def test_mode_compute_looks_at_nothing():
+    reuse, store, control = decided(NAN, NAN, (NAN,), decide=0.0)
+    assert (reuse, store) == (False, True)
+    assert control[Control.FINITE]
+    assert math.isnan(control[Control.DIFFERENCE])
+
+
+@pytest.mark.parametrize("health", [(NAN, 0.0), (0.0, NAN), (INF, 0.0), (0.0, 0.0, 0.0, NAN)])
+def test_unhealthy_state_is_never_reused(health):
+    reuse, store, control = decided(0.0, 1.0, health)
+    assert (reuse, store) == (False, True)
+    assert not control[Control.FINITE]
+    assert not control[Control.MEASURED]
+
+
+@pytest.mark.parametrize(
+    ("direction", "previous", "now", "repeat_allowed", "restarted"),
+    [
+        (-1.0, 900.0, 800.0, False, False),
+        (-1.0, 800.0, 900.0, False, True),
+        (1.0, 0.1, 0.2, False, False),
+        (1.0, 0.2, 0.1, False, True),
+        (0.0, 0.2, 0.1, False, False),  # direction not known yet
+        (0.0, 0.1, 0.2, False, False),
+        (-1.0, 800.0, 800.0, False, True),
+        (-1.0, 800.0, 800.0, True, False),
+        (0.0, 800.0, 800.0, False, True),
+        (0.0, 800.0, 800.0, True, False),
+        (-1.0, 800.0, 900.0, True, True),
+        (-1.0, NAN, 900.0, True, True),
+        (-1.0, 800.0, NAN, True, True),
+        (0.0, NAN, NAN, True, True),
+    ],
+)
+def test_clock(direction, previous, now, repeat_allowed, restarted):
+    clock = torch.tensor([direction, previous, now])
+    assert clock_restarted(direction, previous, now, repeat_allowed) == restarted
+    control = control_for(check_clock=1.0, repeat_allowed=float(repeat_allowed))
+    reuse, store = decide(torch.tensor([0.01, 1.0]), torch.zeros(2), clock, control)
+    assert (bool(reuse), bool(store)) == (not restarted, restarted)
+    assert bool(control[Control.RESTARTED]) == restarted
+    seen = control[Control.CLOCK_DIRECTION :].tolist()
+    assert seen == pytest.approx([direction, previous, now], nan_ok=True)
+
+
+def test_a_clock_that_is_not_asked_for_is_not_looked_at():
+    control = control_for()
+    reuse, _ = decide(torch.tensor([0.01, 1.0]), torch.zeros(1), torch.full((3,), NAN), control)
+    assert bool(reuse)
+    assert not control[Control.RESTARTED]
+    assert control[Control.CLOCK_DIRECTION :].isnan().all()
+
+
+def test_what_the_host_said_stays():
+    control = control_for(check_clock=1.0, threshold=0.25)
+    told = control[: Control.REUSED].clone()
+    decide(torch.tensor([0.01, 1.0]), torch.zeros(1), torch.tensor([-1.0, 2.0, 1.0]), control)
+    assert torch.equal(control[: Control.REUSED], told)
+    assert not control[Control.REUSED : Control.DIFFERENCE].isnan().any()
+
+
+def test_the_same_every_time():
+    controls = [control_for() for _ in range(3)]
+    inputs = torch.tensor([0.0123, 0.456]), torch.zeros(2), torch.zeros(3)
+    results = [torch.stack(decide(*inputs, control)) for control in controls]
+    results.append(torch.stack(decide_reference(*inputs, controls[0])))
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert torch.equal(controls[1].nan_to_num(), controls[2].nan_to_num())
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled(backend):
+    def step(sums, health, clock, control):
+        reuse, store = decide(sums * 2, health, clock, control)
+        return torch.cond(reuse, torch.sin, torch.cos, (sums,)), store
+
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        for numerator, reuse in ((0.01, True), (0.2, False)):
+            sums, control = torch.tensor([numerator, 1.0]), control_for()
+            out, store = compiled(sums, torch.zeros(1), torch.zeros(3), control)
+            torch.testing.assert_close(out, sums.sin() if reuse else sums.cos())
+            assert bool(store) != reuse
+            assert bool(control[Control.REUSED]) == reuse
+
+
+@pytest.mark.parametrize("mode", [0.0, 1.0])
+def test_registration(mode):
+    # NaN in the vector would make opcheck's comparison of mutated inputs fail
+    control = torch.zeros(CONTROL_SIZE, dtype=torch.float64)
+    tell(control, decide=mode, check_clock=1.0)
+    arguments = torch.tensor([0.1, 1.0]), torch.zeros(2), torch.tensor([1.0, 2.0, 3.0]), control
+    torch.library.opcheck(decide, arguments)

@@ -109,12 +109,14 @@ def _streams(
 def _needed_later(
     between: list[Node], inside: Collection[Node], needed: Collection[Node], flow: Flow, back: int
 ) -> list[Node]:
-    """Nodes between the cuts that do not depend on the carry but are used behind the middle or by a reference."""
+    """Nodes between the cuts that do not depend on the carry but are used behind it or by a reference; constants."""
     wanted: set[Node] = set()
     for node in reversed(between):
         if node in inside:
             continue
-        if node in needed or flow.last_use[node] >= back or any(user in wanted for user in node.users):
+        # What stands for a constant or for a submodule cannot move into a branch, whose attributes are its own.
+        constant = node.op == "get_attr" and bool(node.users)
+        if constant or node in needed or flow.last_use[node] >= back or any(user in wanted for user in node.users):
             wanted.add(node)
     return [node for node in between if node in wanted]
 

@@ -32,11 +32,14 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
     attributes = [n for n in region.operands if n.op == "get_attr" and isinstance(_attribute(gm, n), torch.nn.Module)]
     operands = [node for node in region.operands if node not in attributes]
     live_outs = [stream.live_out for stream in region.streams]
+    mode = fake_mode_of([value.meta["val"] for value in live_outs])
 
     body = Graph()
     inside: dict[Node, Node] = {}
     root = torch.nn.Module()
     for node in operands:
+        if node.op == "get_attr" and "val" not in node.meta:
+            node.meta["val"] = mode.from_tensor(_attribute(gm, node), static_shapes=True)
         inside[node] = body.placeholder(node.name)
         inside[node].meta = dict(node.meta)
     for node in attributes:
@@ -53,7 +56,6 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
     compute = GraphModule(root, body)
     gm.add_submodule(COMPUTE, compute)
 
-    mode = fake_mode_of([value.meta["val"] for value in live_outs])
     with gm.graph.inserting_before(region.middle[0]):
         plan.compute = gm.graph.call_module(COMPUTE, tuple(operands))
         with mode:
@@ -67,6 +69,9 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
         node.replace_all_uses_with(out, delete_user_cb=lambda user: user not in members)
     for node in reversed(region.middle):
         gm.graph.erase_node(node)
+    for node in attributes:
+        if not node.users:
+            gm.graph.erase_node(node)
     return len(members)
 
 

@@ -1,13 +1,15 @@
 """Find the block of every node, and the stacks of repeated blocks, from ``nn_module_stack``.
 
-Tracing leaves on every node the modules whose ``forward`` was running.  The path of the outermost module that ends in an
-index (``transformer_blocks.3``) names the block, what stands before the index names the stack.  No class name is looked at.
+Tracing leaves on every node the modules whose ``forward`` was running. The path of the outermost module that ends in
+an index (``transformer_blocks.3``) names the block, what stands before the index names the stack. No class name is
+looked at. Models without such a list may number their attributes (``block1``, ``block2``), or call one module again
+and again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -16,6 +18,7 @@ from fxcache.regions.dataflow import is_heavy
 
 _HEAD = re.compile(r"^[LG]\['[^']*'\]")
 _TOKEN = re.compile(r"[A-Za-z_]\w*|\d+")
+_NUMBERED = re.compile(r"(.*\D)(\d+)")
 _DROPPED = frozenset({"__dict__", "_modules", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
@@ -78,32 +81,79 @@ def module_path(path: str) -> tuple[str, ...]:
     return tuple(t for t in _TOKEN.findall(_HEAD.sub("", path)) if t not in _DROPPED)
 
 
-def place_of(node: Node, level: int) -> Place | None:
-    """Place of a node at nesting ``level``: 0 takes the first index of its module path, 1 the second, and so on."""
+def split_number(token: str) -> tuple[str, ...]:
+    """Split a numbered attribute into name and number.
+
+    >>> split_number("block3"), split_number("norm"), split_number("3")
+    (('block', '3'), ('norm',), ('3',))
+    """
+    found = _NUMBERED.fullmatch(token)
+    return (token,) if found is None else found.groups()
+
+
+def place_of(node: Node, level: int, *, numbered: bool = False) -> Place | None:
+    """Place of a node at nesting ``level``: 0 takes the first index of its module path, 1 the second, and so on.
+
+    With ``numbered`` the number at the end of an attribute's name is an index as well.
+    """
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return None
     element: tuple[str, ...] | None = None
     for call, (path, kind) in stack.items():
         tokens = module_path(path)
+        if numbered:
+            tokens = tuple(part for token in tokens for part in split_number(token))
         if element is None:
             digits = [i for i, token in enumerate(tokens) if token.isdigit()]
             if len(digits) <= level:
                 continue
             element = tokens[: digits[level] + 1]
         if tokens == element:
-            name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-            return Place(".".join(element[:-1]), int(element[-1]), True, name, call)
+            return Place(".".join(element[:-1]), int(element[-1]), True, _class_name(kind), call)
     return None if element is None else Place(".".join(element[:-1]), int(element[-1]), False, "", "")
 
 
-def find_stacks(nodes: Sequence[Node], level: int = 0) -> list[Stack]:
+def _class_name(kind: str | type) -> str:
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def find_stacks(nodes: Sequence[Node], level: int = 0, *, numbered: bool = False) -> list[Stack]:
     """Group the nodes into stacks of blocks; a block that runs twice counts as two blocks.
 
-    Where a stack's elements are called as wholes, nodes of a part of an element that is called from elsewhere (a final
-    layer that borrows the norm of block 0) are no part of the stack.
+    ``level`` and ``numbered`` as in `place_of`. Where a stack's elements are called as wholes, nodes of a part of an
+    element that is called from elsewhere (a final layer that borrows the norm of block 0) are no part of the stack.
     """
-    places = _fill_gaps(nodes, [place_of(node, level) for node in nodes])
+    return _group(nodes, lambda node: place_of(node, level, numbered=numbered))
+
+
+def find_repeated_calls(nodes: Sequence[Node], least: int) -> list[Stack]:
+    """Group the nodes into the calls of modules that are called at least ``least`` times: one block per call.
+
+    Of modules inside each other the outermost such one counts. Dynamo keeps the calls of one module apart by a
+    number behind its identity: ``1234``, ``1234@1``, ``1234@2``.
+    """
+    numbers: dict[str, dict[str, int]] = {}
+    names: dict[str, str] = {}
+    for node in nodes:
+        for call, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+            module = call.partition("@")[0]
+            of_module = numbers.setdefault(module, {})
+            of_module.setdefault(call, len(of_module))
+            names.setdefault(module, ".".join(module_path(path)))
+
+    def place(node: Node) -> Place | None:
+        for call, (_, kind) in (node.meta.get("nn_module_stack") or {}).items():
+            module = call.partition("@")[0]
+            if names[module] and len(numbers[module]) >= least:
+                return Place(names[module], numbers[module][call], True, _class_name(kind), call)
+        return None
+
+    return _group(nodes, place)
+
+
+def _group(nodes: Sequence[Node], place_of_node: Callable[[Node], Place | None]) -> list[Stack]:
+    places = _fill_gaps(nodes, [place_of_node(node) for node in nodes])
     called_whole = {place.stack for place in places if place is not None and place.whole}
     runs: dict[str, list[_Run]] = {}
     for position, (node, place) in enumerate(zip(nodes, places, strict=True)):
@@ -128,12 +178,10 @@ class _Run:
 
 
 def _without_strays(runs: list[_Run]) -> list[_Run]:
-    """Drop runs that only repeat a cheap node of a block that ran elsewhere: passes re-create views where they are used."""
+    """Drop runs that only repeat cheap nodes of a block that ran elsewhere: views are re-created where they serve."""
     indices = [run.place.index for run in runs]
     return [
-        run
-        for run in runs
-        if indices.count(run.place.index) == 1 or any(is_heavy(node) for _, node in run.members)
+        run for run in runs if indices.count(run.place.index) == 1 or any(is_heavy(node) for _, node in run.members)
     ]
 
 
@@ -149,11 +197,15 @@ def _blocks(runs: list[_Run]) -> list[Block]:
     return blocks
 
 
+def _same_element(a: Place, b: Place) -> bool:
+    return (a.stack, a.index) == (b.stack, b.index)
+
+
 def _fill_gaps(nodes: Sequence[Node], places: list[Place | None]) -> list[Place | None]:
     """Give a node that lost its module stack to the block in whose midst it stands.
 
-    Inductor's pattern replacements (attention) create such nodes.  Nodes of the root module have no stack either, but they
-    never stand between two nodes of one block.
+    Inductor's pattern replacements (attention) create such nodes. Nodes of the root module have no stack either, but
+    they never stand between two nodes of one block.
     """
     filled = list(places)
     previous: Place | None = None
@@ -163,10 +215,7 @@ def _fill_gaps(nodes: Sequence[Node], places: list[Place | None]) -> list[Place 
             continue
         if node.meta.get("nn_module_stack"):
             place = places[position]
-            if place is not None and previous is not None and (place.stack, place.index) == (
-                previous.stack,
-                previous.index,
-            ):
+            if place is not None and previous is not None and _same_element(place, previous):
                 for i in gap:
                     filled[i] = place
             gap, previous = [], place

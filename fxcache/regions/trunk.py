@@ -1,21 +1,26 @@
 """Choose the trunk among the stacks of a graph: the chain of repeated blocks that does the model's work.
 
-A stack qualifies when its blocks follow from each other (chained), are mostly of one kind (homogeneous) and do real work (at
-least two matrix products, convolutions or attentions each).  The one with most parameters is the anchor.  Stacks right before or after it join when
-they carry on the same values: the carry has the same number of elements on both sides.  That joins double and single blocks
-and leaves refiners and control networks out.  Stacks that run in between are side stacks.
+A stack qualifies when its blocks follow from each other (chained), are mostly of one kind (homogeneous) and do real
+work (at least two matrix products, convolutions or attentions each). The one with most parameters is the anchor.
+Stacks right before or after it join when they carry on the same values: the carry has the same number of elements on
+both sides. That joins double and single blocks and leaves refiners and control networks out. Stacks that run in
+between are side stacks.
+
+Only where no module list qualifies, numbered attributes and repeated calls of one module are looked at, and more
+strictly: all blocks of one kind, and as many elements behind each of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Graph, Node
 
 from fxcache.errors import Refusal
-from fxcache.regions.blocks import Block, Stack, find_stacks
+from fxcache.regions.blocks import Block, Stack, find_repeated_calls, find_stacks
 from fxcache.regions.dataflow import Flow, is_float_tensor, is_heavy, numel_hint
 
 MIN_BLOCKS = 3
@@ -43,29 +48,56 @@ class Trunk:
 def find_trunk(graph: Graph, flow: Flow, parameters: Collection[Node], names: Sequence[str] = ()) -> Trunk | Refusal:
     """Find the trunk of an ATen graph.
 
-    ``parameters`` are the placeholders that hold weights.  ``names`` restricts the search to stacks with these paths (or
-    path endings).  Returns a Refusal that says, per stack, what disqualifies it.
+    ``parameters`` are the placeholders that hold weights. ``names`` restricts the search to stacks with these paths
+    (or path endings). Returns a Refusal that says, per stack, what disqualifies it.
     """
-    found: list[str] = []
+    weights = set(parameters)
+    problems: dict[str, None] = {}
     for level in range(_LEVELS):
-        stacks = find_stacks(flow.nodes, level)
-        if names:
-            stacks = [s for s in stacks if any(s.name == n or s.name.endswith("." + n) for n in names)]
-        good: list[Stack] = []
-        for stack in stacks:
-            problem = _disqualified(stack, flow)
-            if problem is None:
-                good.append(stack)
-            else:
-                found.append(f"{stack.name}[{len(stack.blocks)}]: {problem}")
+        stacks = _named(find_stacks(flow.nodes, level), names)
+        good = _qualified(stacks, flow, problems, guessed=False)
         if good:
-            return _assemble(good, stacks, flow, set(parameters))
+            return _assemble(good, stacks, flow, weights)
+    guesses = []
+    for stacks in _guesses(flow):
+        stacks = _named(stacks, names)
+        good = _qualified(stacks, flow, problems, guessed=not names)
+        if good:
+            guesses.append((good, stacks))
+    if guesses:
+        good, stacks = max(guesses, key=lambda guess: max(_weight(stack, weights) for stack in guess[0]))
+        return _assemble(good, stacks, flow, weights)
+    found = list(problems)
     what = f"no stack of repeated blocks named {', '.join(names)}" if names else "no chained stack of repeated blocks"
     if found:
         what += f" (found {'; '.join(found[:6])}{'; ...' if len(found) > 6 else ''})"
     elif not any(node.meta.get("nn_module_stack") for node in flow.nodes):
         what += " (the graph names no modules)"
     return Refusal(what)
+
+
+def _named(stacks: list[Stack], names: Sequence[str]) -> list[Stack]:
+    if not names:
+        return stacks
+    return [stack for stack in stacks if any(stack.name == n or stack.name.endswith("." + n) for n in names)]
+
+
+def _guesses(flow: Flow) -> Iterator[list[Stack]]:
+    for level in range(_LEVELS):
+        yield find_stacks(flow.nodes, level, numbered=True)
+    yield find_repeated_calls(flow.nodes, MIN_BLOCKS)
+
+
+def _qualified(stacks: list[Stack], flow: Flow, problems: dict[str, None], *, guessed: bool) -> list[Stack]:
+    """Stacks that can be the trunk; what disqualifies the others is added to ``problems``."""
+    good = []
+    for stack in stacks:
+        problem = _disqualified(stack, flow) or (_irregular(stack, flow) if guessed else None)
+        if problem is None:
+            good.append(stack)
+        else:
+            problems[f"{stack.name}[{len(stack.blocks)}]: {problem}"] = None
+    return good
 
 
 def _disqualified(stack: Stack, flow: Flow) -> str | None:
@@ -77,11 +109,21 @@ def _disqualified(stack: Stack, flow: Flow) -> str | None:
         return f"fewer than {_HEAVY_PER_BLOCK} matrix products, convolutions or attentions in a block"
     if Counter(block.kind for block in blocks).most_common(1)[0][1] < _MAIN_KIND_SHARE * len(blocks):
         return "blocks of different kinds"
-    for before, after in zip(blocks, blocks[1:], strict=False):
+    for before, after in itertools.pairwise(blocks):
         if after.start < before.end:
             return f"{before.label} and {after.label} overlap"
         if not _reaches(before, after, flow):
             return f"{after.label} does not depend on {before.label}"
+    return None
+
+
+def _irregular(stack: Stack, flow: Flow) -> str | None:
+    """What tells a guessed stack from a trunk: stages of a pyramid are numbered as well, but they change the size."""
+    kinds = {block.kind for block in stack.blocks}
+    if len(kinds) > 1 or "" in kinds:
+        return "not a list of modules, and blocks of different kinds"
+    if len(set(_gap_numels(stack, flow))) > 1:
+        return "not a list of modules, and the values between the blocks change their size"
     return None
 
 
@@ -143,9 +185,16 @@ def _neighbour(chain: list[Stack], good: list[Stack], flow: Flow, direction: int
 
 def _carry_numel(stack: Stack, flow: Flow) -> int:
     """Elements that pass from block to block inside the stack, at its leanest gap."""
+    return min(_gap_numels(stack, flow))
+
+
+def _gap_numels(stack: Stack, flow: Flow) -> list[int]:
+    """Elements that pass from each block to the next, where the fewest are alive."""
     dependent = flow.depends_on(stack.blocks[0].nodes)
-    numels = []
-    for before, after in zip(stack.blocks, stack.blocks[1:], strict=False):
-        for cut in range(before.end, after.start + 1):
-            numels.append(flow.live_numel(cut, lambda node: node in dependent and is_float_tensor(node)))
-    return min(numels)
+    return [
+        min(
+            flow.live_numel(cut, lambda node: node in dependent and is_float_tensor(node))
+            for cut in range(before.end, after.start + 1)
+        )
+        for before, after in itertools.pairwise(stack.blocks)
+    ]

@@ -1,9 +1,10 @@
 """Find, for a value that leaves the middle, the value that entered it on the same residual path.
 
-A block of a transformer adds to a stream: ``h_out = h_in + f(h_in, ...)``.  The cached residual of a live-out is its difference to the
-stream as it entered the middle, so that a reused step starts from the fresh live-in.  The walk goes back from the live-out: an
-exit of a block is replaced by its partner, the input of the same block with the same shape, dtype and the cheapest path of additive
-operators; glue between blocks (cat, slice, add) is copied; values from before the middle stay as they are.
+A block of a transformer adds to a stream: ``h_out = h_in + f(h_in, ...)``. The cached residual of a live-out is its
+difference to the stream as it entered the middle, so that a reused step starts from the fresh live-in. The walk goes
+back from the live-out: an exit of a block is replaced by its partner, the input of the same block with the same
+shape, dtype and the cheapest path of additive operators; glue between blocks (cat, slice, add) is copied; values
+from before the middle stay as they are.
 """
 
 from __future__ import annotations
@@ -12,15 +13,27 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from fxcache.regions.blocks import Block
-from fxcache.regions.dataflow import hint, is_additive, is_heavy, is_impure, is_view, op_name, same_kind, tensor_of
+from fxcache.regions.dataflow import (
+    hint,
+    is_additive,
+    is_heavy,
+    is_impure,
+    is_view,
+    op_name,
+    same_kind,
+    tensor_of,
+    value_of,
+)
 
 MAX_PARTNER_COST = 1
 """Operators other than additive ones allowed between a block's input and its partner exit; matrix products never are.
 
-Blocks that start with a linear layer over a concatenation (U-shaped skips) have one: identity is a wrong model of them."""
+Blocks that start with a linear layer over a concatenation (U-shaped skips) have one: identity is a wrong model of
+them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class ReferenceFinder:
     def _through_block(self, node: Node, block: Block) -> Reference | None:
         for partner in self._partners(node, block):
             if partner in self._inside and self._block_of.get(partner) is block:
-                # A view inside the block of a value from outside: functionalisation re-creates views where they are used.
+                # A view inside the block of a value from outside: functionalisation re-creates views at their use.
                 reference = self._copy_glue(partner)
             else:
                 reference = self.find(partner)
@@ -117,14 +130,19 @@ class ReferenceFinder:
             reach = cost[node] + step
             if reach > MAX_PARTNER_COST:
                 continue
-            for arg in node.all_input_nodes:
-                if arg in self._parameters or tensor_of(arg) is None:
+            # Reversed, because the queue is used from the left: of two summands the first is looked at first.
+            for arg in node.all_input_nodes if step else reversed(node.all_input_nodes):
+                if arg in self._parameters or not isinstance(value_of(arg), (torch.Tensor, tuple, list)):
                     continue
                 if reach < cost.get(arg, MAX_PARTNER_COST + 1):
                     cost[arg], path[arg] = reach, (node, *path[node])
                     (queue.append if step else queue.appendleft)(arg)
         aligned = [c for c in candidates if keeps_place(c, path[c])]
-        return sorted(aligned, key=lambda c: (cost[c], c in members))
+        return sorted(aligned, key=lambda c: (cost[c], c in members, self._readers(c)))
+
+    def _readers(self, node: Node) -> int:
+        """Number of blocks that read the node: a position embedding that every block adds is not the stream."""
+        return len({id(self._block_of[user]) for user in node.users if user in self._block_of})
 
     def _may_enter(self, node: Node, members: Collection[Node]) -> bool:
         if node in self._parameters:
@@ -143,45 +161,59 @@ def keeps_place(start: Node, path: Sequence[Node]) -> bool:
     if value is None or not path:
         return True
     low, dim, previous = 0, None, start
-    for node in path:
+    for node, following in zip(path, [*path[1:], None], strict=True):
         name = op_name(node)
-        if name == "cat":
-            parts = [part for part in node.args[0] if isinstance(part, Node)]  # type: ignore[union-attr]
-            axis = _axis(node, 1)
+        if name in ("cat", "slice", "split", "split_with_sizes"):
+            axis = _axis(node, 2 if name.startswith("split") else 1)
             if dim is not None and axis != dim:
                 return True
             dim = axis
-            for part in parts[: parts.index(previous)] if previous in parts else []:
-                part_value = tensor_of(part)
-                low += hint(part_value.shape[axis]) if part_value is not None else 0
-        elif name == "slice" and dim is not None and _axis(node, 1) == dim:
-            low -= _start(node)
-        elif name == "split_with_sizes" and dim is not None:
-            sizes = node.args[1]
-            chosen = path[path.index(node) + 1].args[1] if path.index(node) + 1 < len(path) else 0
-            low -= sum(hint(size) for size in sizes[:chosen])  # type: ignore[index,misc,arg-type]
-        elif name not in ("add", "sub", "clone", "convert_element_type", "_to_copy", "getitem"):
+            if name == "cat":
+                low += _offset_in_cat(node, previous, axis)
+            elif name == "slice":
+                low -= _start(node)
+            else:
+                low -= _offset_of_part(node, following)
+        elif name != "getitem" and dim is not None and is_view(node):
             # After a reshape the position along the axis is no longer known: give the benefit of the doubt.
-            if dim is not None and is_view(node):
-                return True
+            return True
         previous = node
     return low == 0
 
 
+def _offset_in_cat(cat: Node, part: Node, axis: int) -> int:
+    parts = cat.args[0]
+    offset = 0
+    if isinstance(parts, (list, tuple)) and part in parts:
+        for before in parts[: parts.index(part)]:
+            value = tensor_of(before) if isinstance(before, Node) else None
+            offset += hint(value.shape[axis]) if value is not None else 0
+    return offset
+
+
+def _offset_of_part(split: Node, part: Node | None) -> int:
+    chosen = part.args[1] if part is not None and op_name(part) == "getitem" else 0
+    sizes = split.args[1]
+    if not isinstance(chosen, int):
+        return 0
+    if isinstance(sizes, (list, tuple)):
+        return sum(map(_size, sizes[:chosen]))
+    return _size(sizes) * chosen
+
+
 def _axis(node: Node, place: int) -> int:
     axis = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
-    value = tensor_of(node) if tensor_of(node) is not None else None
-    rank = value.dim() if value is not None else 1
-    return axis % rank if isinstance(axis, int) else 0
+    value = next((tensor_of(arg) for arg in node.all_input_nodes if tensor_of(arg) is not None), None)
+    return axis % value.dim() if isinstance(axis, int) and value is not None else 0
+
+
+def _size(size: object) -> int:
+    value = size.meta.get("val") if isinstance(size, Node) else size
+    return hint(value) if isinstance(value, (int, torch.SymInt)) else 0
 
 
 def _start(node: Node) -> int:
-    start = node.args[2] if len(node.args) > 2 else 0
-    if isinstance(start, Node):
-        value = start.meta.get("val")
-        return hint(value) if value is not None else 0
-    if not isinstance(start, int):
-        return 0
+    start = _size(node.args[2]) if len(node.args) > 2 else 0
     if start < 0:
         source = tensor_of(node.args[0]) if isinstance(node.args[0], Node) else None
         return start + (hint(source.shape[_axis(node, 1)]) if source is not None else 0)

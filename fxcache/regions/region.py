@@ -91,7 +91,7 @@ def cut_region(
         )
     members = set(middle)
     operands = [n for n in flow.nodes if n not in members and any(user in members for user in n.users)]
-    indicator = _indicator(carry, trunk, first_blocks, flow, front, parameters)
+    indicator = _indicator(carry, trunk, flow, front, parameters)
     return Region(trunk, first_blocks, last_blocks, front, carry, middle, hoisted, operands, streams, indicator)
 
 
@@ -127,13 +127,11 @@ def _with_helpers(between: list[Node], inside: set[Node], hoisted: list[Node]) -
     return [node for node in between if node in inside or (node not in kept and node.users)]
 
 
-def _indicator(
-    carry: list[Node], trunk: Trunk, first_blocks: int, flow: Flow, front: int, parameters: Collection[Node]
-) -> Indicator:
+def _indicator(carry: list[Node], trunk: Trunk, flow: Flow, front: int, parameters: Collection[Node]) -> Indicator:
     start = trunk.blocks[0].start
     dependent = flow.depends_on(trunk.blocks[0].nodes)
     inside = {node for node in flow.between(start, front) if node in dependent or node in trunk.blocks[0].nodes}
-    finder = ReferenceFinder([*trunk.side_blocks, *trunk.blocks[:first_blocks]], inside, parameters)
+    finder = ReferenceFinder([*trunk.side_blocks, *trunk.blocks], inside, parameters)
     floats = sorted((node for node in carry if is_float_tensor(node)), key=numel_hint, reverse=True)
     for node in floats:
         reference = finder.find(node)

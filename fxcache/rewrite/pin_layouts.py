@@ -1,16 +1,29 @@
-"""Pass: fix the memory layout of what enters the conditional."""
+"""Pass: what enters the conditional keeps the memory layout that Inductor chooses for it."""
 
 from __future__ import annotations
 
-from torch._inductor import inductor_prims
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._inductor import inductor_prims, ir
+from torch._inductor.lowering import register_lowering
+from torch._inductor.utils import convert_shape_to_symint
+from torch._inductor.virtualized import V
 from torch.fx import GraphModule, Node
 
-from fxcache.regions.dataflow import hint, is_view, tensor_of
+from fxcache.regions.dataflow import base_of, tensor_of
 from fxcache.rewrite.plan import Plan
+
+settle_layout = inductor_prims.make_prim(
+    "fxcache_settle(Tensor input) -> Tensor",
+    lambda value: value.clone(),
+    doc="The same values, in a layout that Inductor decides about here.",
+)
 
 
 def pin_layouts(gm: GraphModule, plan: Plan) -> int:
-    """Ask Inductor to keep the traced stride order of every computed operand of the conditional; return their number.
+    """Let Inductor settle the layout of every computed operand of the conditional; return their number.
 
     Before::
 
@@ -18,36 +31,60 @@ def pin_layouts(gm: GraphModule, plan: Plan) -> int:
 
     after::
 
-        h1 = add(permute(p), e);  h1_ = force_stride_order(h1, [160, 1, 20]);  out = cond(reuse, ..., (h1_,))
+        h1 = add(permute(p), e);  h1_ = settle_layout(h1);  out = cond(reuse, ..., (h1_,))
 
-    Inductor chooses the layout of an intermediate value freely, but compiles the branches for the traced one.  A value
-    whose layout is still free is fixed by this without a copy.
+    Inductor chooses the layout of an intermediate value late, and not always as traced, but compiles the branches for
+    the strides that the graph names.  Forcing the traced ones would run reductions in the branch in another order
+    than without the conditional: the results would differ in the last bits.
     """
     if plan.options.inner_backend != "inductor":
         return 0
     assert plan.compute is not None
     operands: tuple[Node, ...] = plan.compute.args[3]  # type: ignore[assignment]
-    pinned = 0
-    for base in dict.fromkeys(map(_memory_of, operands)):
-        value = tensor_of(base)
-        if base.op != "call_function" or value is None or value.dim() < 2:
-            continue
-        with gm.graph.inserting_after(base):
-            pin = gm.graph.call_function(
-                inductor_prims.force_stride_order, (base, [hint(stride) for stride in value.stride()])
-            )
-        pin.meta = dict(base.meta)
-        for user in [user for user in base.users if user is not pin]:
-            user.replace_input_with(base, pin)
-        pinned += 1
-    return pinned
+    settled: dict[Node, Node] = {}
+    with gm.graph.inserting_before(plan.compute):
+        for node in filter(_is_computed, operands):
+            settled[node] = gm.graph.call_function(settle_layout, (node,))
+            settled[node].meta = dict(node.meta)
+    plan.compute.update_arg(3, tuple(settled.get(node, node) for node in operands))
+    return len(settled)
 
 
-def _memory_of(node: Node) -> Node:
-    """Follow views to the value that owns the memory; a member of a tuple that an operator returns owns its own."""
-    while is_view(node) and isinstance(node.args[0], Node):
-        source = node.args[0]
-        if tensor_of(source) is None and not is_view(source):
-            break
-        node = source
-    return node
+def _is_computed(node: Node) -> bool:
+    value = tensor_of(node)
+    return value is not None and value.dim() > 0 and base_of(node).op == "call_function"
+
+
+@register_lowering(settle_layout, type_promotion_kind=None)
+def _settle(value: Any) -> Any:
+    """Decide the layout of a value, and tell the graph, which the lowering of the conditional reads."""
+    _decide(value)
+    realized = ir.ExternKernel.realize_input(value)
+    _decide(realized)  # a copy, where the view could not be expressed in strides
+    layout = realized.get_layout()
+    node = V.graph.current_node
+    traced = node.meta["val"]
+    node.meta["val"] = _with_layout(traced, layout.stride, layout.offset)
+    return ir.TensorBox(realized)
+
+
+def _decide(value: Any) -> None:
+    """Freeze the layout of the buffer under a value as the scheduler would at the end, after those it is read from."""
+    value.realize()
+    while not isinstance(value, ir.Buffer):
+        value = value.unwrap_view() if isinstance(value, ir.BaseView) else value.data
+    if isinstance(value.get_output_spec(), ir.FlexibleLayout):
+        for name in value.get_read_names():
+            source = V.graph.try_get_buffer(name)
+            if isinstance(source, ir.ComputedBuffer):
+                _decide(source)
+        value.decide_layout()
+
+
+def _with_layout(traced: torch.Tensor, strides: Sequence[Any], offset: Any) -> torch.Tensor:
+    """Fake tensor of the traced size with other strides."""
+    strides, (offset,) = convert_shape_to_symint(strides), convert_shape_to_symint([offset])
+    extent = 1 + offset + sum((size - 1) * stride for size, stride in zip(traced.shape, strides, strict=True))
+    mode = traced.fake_mode  # type: ignore[attr-defined]
+    with mode, V.graph.sizevars.shape_env.suppress_guards():
+        return traced.new_empty((extent,)).as_strided(traced.shape, strides, offset)

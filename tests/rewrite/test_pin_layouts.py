@@ -1,4 +1,4 @@
-"""Operands of the conditional keep the layout they were traced with."""
+"""Operands of the conditional keep the layout that Inductor chooses for them."""
 
 from __future__ import annotations
 
@@ -41,32 +41,32 @@ def test_every_computed_operand() -> None:
     assert pin_layouts(gm, plan) == 1
     assert lines(printed(gm)) == text("""
         add: f32[6, 4] = add(h, mm_1)
-        force_stride_order: f32[6, 4] = force_stride_order(add, (4, 1))
-        residual_diff: f32[2] = fxcache::residual_diff(force_stride_order, h, fxcache_reference, 1, 0.0)
+        residual_diff: f32[2] = fxcache::residual_diff(add, h, fxcache_reference, 1, 0.0)
         decide: (b8[], b8[]) = fxcache::decide(residual_diff, fxcache_health, fxcache_clock, fxcache_control)
         getitem_1: b8[] = getitem(decide, 0)
         getitem_2: b8[] = getitem(decide, 1)
         fxcache_reuse = fxcache_reuse
         fxcache_compute_1 = fxcache_compute
-        cond: (f32[6, 4]) = cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, force_stride_order, fxcache_cache_0))
+        fxcache_settle: f32[6, 4] = fxcache_settle(add)
+        cond: (f32[6, 4]) = cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, fxcache_settle, fxcache_cache_0))
         getitem: f32[6, 4] = getitem(cond, 0)
         add_3: f32[6, 4] = add(getitem, h)
         return (add_3)
     """)
 
 
-def test_views_are_pinned_where_their_memory_is_made() -> None:
+def test_a_view_is_settled_as_a_view() -> None:
     sketch = Sketch()
     h, w = sketch.input("h", 4, 6), sketch.weight("w", 4, 4)
     turned = sketch.op(aten.permute.default, sketch.op(aten.neg.default, h), [1, 0])
     sketch.finish(sketch.blocks(turned, w, w, stack="blocks", count=3))
-    assert "force_stride_order(add, (1, 6))" in after(sketch)
+    assert "fxcache_settle(add)" in after(sketch)
 
 
 def test_dynamic_sizes() -> None:
     gm, plan = before(dynamic(), "pin_layouts", inner_backend="inductor")
-    assert pin_layouts(gm, plan) == 1
-    assert "force_stride_order(add, (4, 1))" in printed(gm)
+    assert pin_layouts(gm, plan) == 2
+    assert "fxcache_settle(add)" in printed(gm)
 
 
 def test_inputs_of_the_graph_and_other_inner_compilers_need_nothing() -> None:

@@ -131,6 +131,7 @@ def main() -> None:
     """Parse the arguments, train, write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1700)
+    parser.add_argument("--stop-after", type=int, default=None, help="end at this step of the same schedule")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -147,14 +148,15 @@ def main() -> None:
     run = Run.new(arguments.steps, arguments.seed, arguments.device)
     if arguments.resume and arguments.checkpoint.exists():
         run.restore(arguments.checkpoint, arguments.steps)
-    with tqdm(total=arguments.steps, initial=run.step, desc="training", unit="step") as bar:
-        while run.step < arguments.steps:
+    last = arguments.steps if arguments.stop_after is None else min(arguments.stop_after, arguments.steps)
+    with tqdm(total=last, initial=run.step, desc="training", unit="step") as bar:
+        while run.step < last:
             batch = draw_batch(tokens, labels, arguments.batch_size, arguments.seed, run.step)
             run.losses.append(train_step(run, batch))
             recent = run.losses[-CHECKPOINT_STEPS:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
             bar.update()
-            if run.step % CHECKPOINT_STEPS == 0 or run.step == arguments.steps:
+            if run.step % CHECKPOINT_STEPS == 0 or run.step == last:
                 run.save(arguments.checkpoint)
     export(run.ema, arguments.out)
     recent = run.losses[-CHECKPOINT_STEPS:]

@@ -151,10 +151,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
         return step(run, batch)
 
     step = train.train_step
-    monkeypatch.setattr(train, "train_step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_training(monkeypatch, tmp_path / "parts", "--steps", "5")
-    monkeypatch.setattr(train, "train_step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(monkeypatch, tmp_path / "parts", "--steps", "5")
     run_training(monkeypatch, tmp_path / "parts", "--steps", "5", "--resume")
 
     whole, parts = (
@@ -169,3 +169,14 @@ def test_a_checkpoint_of_another_length_is_refused(
     run_training(monkeypatch, tmp_path, "--steps", "2")
     with pytest.raises(ValueError, match=r"--steps=3: .* is a run of 2 steps"):
         run_training(monkeypatch, tmp_path, "--steps", "3", "--resume")
+
+
+def test_training_can_end_early_and_go_on_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: FluxTransformer2DModel
+) -> None:
+    run_training(monkeypatch, tmp_path, "--steps", "4", "--stop-after", "2")
+    early = FluxTransformer2DModel.from_pretrained(tmp_path / "weights").state_dict()
+    run_training(monkeypatch, tmp_path, "--steps", "4", "--resume")
+    late = FluxTransformer2DModel.from_pretrained(tmp_path / "weights").state_dict()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 4
+    assert any(not torch.equal(early[name], late[name]) for name in late)

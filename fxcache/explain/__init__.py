@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxcache.configs import DBCacheConfig
-from fxcache.errors import OptionError
+from fxcache.errors import FxcacheError, OptionError
 from fxcache.explain.analysis import describe
 from fxcache.explain.capture import capture_call
 from fxcache.explain.classes import build, find_class
@@ -63,12 +63,23 @@ def explain_class(
     some or all of them: a shape, ``{"shape": [...], "dtype": "int64"}``, ``{"value": ...}`` for anything that is no
     tensor, or a list or mapping of these.
 
-    Raises OptionError for an unknown class, an impossible configuration, and inputs that were not found.
+    Raises OptionError for an unknown class, an impossible configuration, and inputs that were not found; FxcacheError
+    for a model whose trace needs the values of tensors.
     """
     module = build(find_class(name), dict(config or {}))
     kwargs = find_inputs(module, dict(inputs or {}))
     chosen = options or Options()
-    return describe(type(module).__name__, capture_call(module, (), kwargs, chosen), chosen)
+    try:
+        found = capture_call(module, (), kwargs, chosen)
+    except FxcacheError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise FxcacheError(
+            f"{name} cannot be traced without data: {type(error).__name__}: {first}"
+            " (fxcache.explain takes a module with weights and real inputs)"
+        ) from error
+    return describe(type(module).__name__, found, chosen)
 
 
 def _options(

@@ -154,5 +154,6 @@ def _light_closure(node: Node, stop: Collection[str] = ()) -> set[Node]:
 
 
 def _is_activation(node: Node) -> bool:
-    """Say whether a value may carry another input: constants and weights do not count."""
-    return node.op == "call_function" and bool(node.all_input_nodes)
+    """Say whether a value may carry another input: constants, weights and sizes do not count."""
+    computed = node.op == "call_function" and bool(node.all_input_nodes)
+    return computed and isinstance(node.meta.get("val"), torch.Tensor)

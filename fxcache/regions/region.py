@@ -49,6 +49,8 @@ class Region:
     carry: list[Node]
     middle: list[Node]
     """Nodes that move into the compute branch, in execution order."""
+    anchor: Node
+    """First of them behind the front cut: what stands for the middle is put in its place."""
     hoisted: list[Node]
     """Nodes between the cuts that need no block and are used later: they stay, in front of the branch."""
     operands: list[Node]
@@ -82,7 +84,11 @@ def cut_region(
     streams = _streams(live_outs, trunk, inside, parameters)
     needed = {leaf for stream in streams if stream.reference is not None for leaf in leaves(stream.reference)}
     hoisted = _needed_later(between, inside, needed, flow, back)
-    middle = _with_helpers(between, inside, hoisted)
+    indicator = _indicator(carry, trunk, flow, front, parameters)
+    needed.add(indicator.out)
+    needed.update(() if indicator.inp is None else leaves(indicator.inp))
+    behind = _with_helpers(between, inside, hoisted)
+    middle = [*_only_for(behind, flow, front, needed), *behind]
     impure = [node for node in middle if is_impure(node)]
     if impure:
         return Refusal(
@@ -91,8 +97,9 @@ def cut_region(
         )
     members = set(middle)
     operands = [n for n in flow.nodes if n not in members and any(user in members for user in n.users)]
-    indicator = _indicator(carry, trunk, flow, front, parameters)
-    return Region(trunk, first_blocks, last_blocks, front, carry, middle, hoisted, operands, streams, indicator)
+    return Region(
+        trunk, first_blocks, last_blocks, front, carry, middle, behind[0], hoisted, operands, streams, indicator
+    )
 
 
 def _streams(
@@ -127,6 +134,22 @@ def _with_helpers(between: list[Node], inside: set[Node], hoisted: list[Node]) -
     return [node for node in between if node in inside or (node not in kept and node.users)]
 
 
+def _only_for(behind: list[Node], flow: Flow, front: int, needed: Collection[Node]) -> list[Node]:
+    """Nodes in front of the cut that only the middle uses: a reused step need not compute them.
+
+    The first blocks of a model with two streams end with the text stream, which only the next blocks read.
+    """
+    members = set(behind)
+    for node in reversed(flow.nodes[:front]):
+        wanted = bool(node.users) and all(user in members for user in node.users) and node not in needed
+        if wanted and node.op == "call_function" and not is_impure(node):
+            members.add(node)
+    moved = [node for node in flow.nodes[:front] if node in members]
+    # A tuple cannot enter a branch: what takes a member out of one that stays in front stays there too.
+    tuples = {node for node in flow.nodes[:front] if node not in members and isinstance(value_of(node), (tuple, list))}
+    return [node for node in moved if tuples.isdisjoint(node.all_input_nodes)]
+
+
 def _indicator(carry: list[Node], trunk: Trunk, flow: Flow, front: int, parameters: Collection[Node]) -> Indicator:
     start = trunk.blocks[0].start
     dependent = flow.depends_on(trunk.blocks[0].nodes)
@@ -138,9 +161,3 @@ def _indicator(carry: list[Node], trunk: Trunk, flow: Flow, front: int, paramete
         if reference is not None and all(leaf not in inside for leaf in leaves(reference)):
             return Indicator(node, reference)
     return Indicator(floats[0], None)
-
-
-def output_tensors(node: Node) -> int:
-    """Number of tensors a node gives (a tuple counts its members)."""
-    value = value_of(node)
-    return len(value) if isinstance(value, (tuple, list)) else 1

@@ -21,7 +21,7 @@ def gather_references(gm: GraphModule, plan: Plan) -> int:
         mask = expand(m);  ref = slice(cat([e0, h0]), ...);  b1 = block1(h0, e0);  ...  use(y, mask)
     """
     region = plan.region
-    anchor = region.middle[0]
+    anchor = region.anchor
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     moved = [node for node in region.hoisted if order[node] > order[anchor]]
     for node in moved:

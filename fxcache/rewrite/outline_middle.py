@@ -56,7 +56,7 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
     compute = GraphModule(root, body)
     gm.add_submodule(COMPUTE, compute)
 
-    with gm.graph.inserting_before(region.middle[0]):
+    with gm.graph.inserting_before(region.anchor):
         plan.compute = gm.graph.call_module(COMPUTE, tuple(operands))
         with mode:
             vals = tuple(torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in map(_tensor, live_outs))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -14,6 +15,7 @@ import torch
 import torch._inductor
 from torch.fx import GraphModule
 
+from fxcache.breaks import BrokenModel, broken_model
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
 from fxcache.inner import compile_through, lower
 from fxcache.intake import roles_of
@@ -50,24 +52,30 @@ def fxcache(
         patches = torch._inductor.list_mode_options(mode)
         parsed = parsed.replace(inner_options={**patches, **parsed.inner_options})
     signals.install()
-    compilation = _Compilation(gm, example_inputs, parsed)
+    broken = broken_model(gm, options)
+    compilation = _Compilation(gm, example_inputs, parsed, broken)
     compiled = compile_through(compilation.seam, gm, example_inputs, parsed)
     if compilation.info is None:
-        return compiled
+        refused = compilation.refusal is not None
+        return broken.watch(compiled, partial(_say, parsed)) if broken is not None and refused else compiled
+    if broken is not None:
+        broken.trunk_found = True
     return CompiledCall(compiled, compilation.info, compilation.link, attribution)
 
 
 class _Compilation:
     """One call of the backend: what the seam needs to know of Dynamo's graph, and what it found out."""
 
-    def __init__(self, gm: GraphModule, inputs: Sequence[Any], options: Options) -> None:
+    def __init__(self, gm: GraphModule, inputs: Sequence[Any], options: Options, broken: BrokenModel | None) -> None:
         self._dynamo = gm.__copy__()
         self._inputs = tuple(inputs)
         self._options = options
         reason = getattr(gm, "compile_subgraph_reason", None)
         self._is_fragment = bool(getattr(reason, "graph_break", False))
         self.link = Link()
+        self._broken = broken
         self.info: GraphInfo | None = None
+        self.refusal: Refusal | None = None
 
     def seam(self, aten: GraphModule, inputs: Sequence[Any], **facts: Any) -> Callable[[list[Any]], Any]:
         """Rewrite the ATen graph if that is possible and wanted, and compile it."""
@@ -102,12 +110,13 @@ class _Compilation:
         return result
 
     def _refuse(self, refusal: Refusal) -> None:
-        if self._is_fragment:
-            # A graph break follows: the trunk may be in one of the next graphs, and the last one speaks for all.
-            return
-        if self._options.on_refusal == "raise":
-            raise RefusalError(refusal)
-        warnings.warn(RefusalWarning(f"fxcache leaves a graph unmodified: {refusal}"), stacklevel=2)
+        if self.refusal is not None:
+            return  # the backward graph, after the forward one
+        self.refusal = refusal
+        if self._broken is None:
+            _say(self._options, refusal)
+        else:  # the trunk may be in another graph of the model
+            self._broken.refusals.append(refusal)
 
     def _describe(self, aten: GraphModule, result: Rewritten, facts: Mapping[str, Any]) -> GraphInfo:
         region = result.plan.region
@@ -121,6 +130,12 @@ class _Compilation:
             stream_names=tuple(stream.live_out.name for stream in region.streams),
             trunk=region.trunk.label,
         )
+
+
+def _say(options: Options, refusal: Refusal) -> None:
+    if options.on_refusal == "raise":
+        raise RefusalError(refusal)
+    warnings.warn(RefusalWarning(f"fxcache leaves a graph unmodified: {refusal}"), stacklevel=2)
 
 
 def _inputs_of(aten: GraphModule) -> dict[sympy.Symbol, int]:

@@ -87,8 +87,12 @@ def _latents(activations: list[int], names: list[str], twin: dict[int, Node], at
     if best == 0:
         return []
     first = next(i for i in activations if scores.get(i) == best)
-    head = names[first].split(".")[0]
-    return [i for i in activations if i == first or ("." in names[i] and names[i].split(".")[0] == head)]
+    return [i for i in activations if _without_index(names[i]) == _without_index(names[first])]
+
+
+def _without_index(name: str) -> str:
+    """Name of the list that an input is a member of: ``x`` for ``x.0``."""
+    return re.sub(r"(\.\d+)+$", "", name)
 
 
 def _outputs(gm: GraphModule) -> list[Node]:

@@ -129,7 +129,6 @@ def test_roles_from_the_dataflow():
                 "conditioning": ["batch.cond.text"],
                 "other": [],
             },
-            marks=pytest.mark.xfail(reason="members of one nested argument all count as latents"),
         ),
     ],
 )

@@ -264,9 +264,9 @@ class Requests(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("case", CASES)
+@torch._dynamo.config.patch(recompile_limit=64)
 def test_every_request_gets_what_it_would_get_alone(case, monkeypatch):
     two_streams, chosen = CASES[case]
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
     options = Options(inner_backend="eager", on_refusal="raise", max_contexts=1000, **chosen)
     model = tiny_trunk(two_streams)
     compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=True, options=options.to_dict())

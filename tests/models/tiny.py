@@ -45,7 +45,10 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
                 full = f"{path}.{name}".lstrip(".")
                 if tensor is None or not tensor.is_floating_point() or full not in saved or kept & set(full.split(".")):
                     continue
-                tensor.data = tensor.data.to(dtype)
+                if table is owner._buffers:  # which may be views of tensors that keep their dtype
+                    table[name] = tensor.to(dtype)
+                else:
+                    tensor.data = tensor.data.to(dtype)
     return module
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 import fxcache.api as api
 from fxcache.summary import ContextSummary
@@ -120,10 +121,12 @@ def test_no_generation_reads_what_another_has_left(name):
     used.run(**first)
     assert "." in contexts(used)[0].decisions
     for scene, request in scenes.items():
-        seen = len(contexts(used))
+        seen, graphs = len(contexts(used)), counters["stats"]["unique_graphs"]
         expected, words = alone(**request)
         assert torch.equal(used.run(**request), expected), scene
         assert [context.decisions for context in contexts(used, seen)] == words, scene
+        if scene in ("same again", "another prompt", "fewer steps"):
+            assert counters["stats"]["unique_graphs"] == graphs, scene
 
     expected, words = alone(**first)
     for step in (1, 3):

@@ -20,7 +20,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "rewrite": ({"rewrite"}, {"base", "kernels", "regions"}),
     "runtime": ({"runtime"}, {"base", "kernels", "policies", "words"}),
     "entry": (
-        {"backend", "inner", "intake"},
+        {"backend", "breaks", "inner", "intake"},
         {"base", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
     "user": (

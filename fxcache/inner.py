@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch._functorch.aot_autograd
 import torch._functorch.config
 import torch._guards
 import torch._inductor.config
@@ -28,13 +31,24 @@ def compile_through(seam: Seam, gm: GraphModule, inputs: Sequence[Any], options:
     "inductor" and "aot_eager" get the graph with Inductor's decompositions and joint-graph passes, "eager" the plain
     ATen graph, whose operators are those of eager mode.
     """
-    # The AOTAutograd cache would hand out what an earlier compilation made of the same Dynamo graph, and the seam
-    # would never run. What Inductor makes of the rewritten graph is cached below it.
-    with torch._functorch.config.patch(enable_autograd_cache=False):
+    with _without_autograd_cache():
         if options.inner_backend == "eager":
             return _through_aot(seam, gm, inputs)
         patches = dict(options.inner_options) or None
         return compile_fx(gm, inputs, inner_compile=seam, config_patches=patches)  # type: ignore[arg-type,return-value]
+
+
+@contextmanager
+def _without_autograd_cache() -> Iterator[None]:
+    # The AOTAutograd cache would hand out what an earlier compilation made of the same Dynamo graph, and the seam
+    # would never run. What Inductor makes of the rewritten graph is cached below it.
+    settings = torch._functorch.config
+    with settings.patch(enable_autograd_cache=False, enable_remote_autograd_cache=False), ExitStack() as stack:
+        if settings.enable_autograd_cache or settings.enable_remote_autograd_cache:
+            # An environment variable is stronger than settings. Nobody else compiles now: Dynamo holds its lock.
+            for name in ("should_use_local_autograd_cache", "should_use_remote_autograd_cache"):
+                stack.enter_context(patch.object(torch._functorch.aot_autograd, name, lambda: False))
+        yield
 
 
 def _through_aot(seam: Seam, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

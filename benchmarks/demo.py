@@ -33,7 +33,7 @@ CONFIGS: dict[str, DBCacheConfig | None] = {
     "plain Inductor": None,
     "fxcache, default": DBCacheConfig(),
     "fxcache, F1B0": DBCacheConfig(
-        Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=0.3, max_warmup_steps=6
+        Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=0.3, max_warmup_steps=4
     ),
 }
 """What is compared; None: not cached."""

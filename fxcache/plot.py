@@ -54,6 +54,7 @@ def _draw(axes: Any, context: ContextSummary) -> None:
             axes.axvspan(step - 0.5, step + 0.5, color="tab:red", alpha=0.06, linewidth=0)
     axes.set_xlim(-0.5, len(reused) - 0.5)
     axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel("difference")
     axes.set_title(

@@ -6,10 +6,15 @@ import traceback
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
+import fxcache.api as api
 from fxcache.breaks import broken_model
-from fxcache.errors import Refusal
+from fxcache.errors import Refusal, RefusalError
+from tests.models.tiny_trunk import Streams, TinyTrunk
+from tests.test_backend import OPTIONS, WARN, decisions, loop, refusals
 
 
 def graph(graph_break: bool) -> Any:
@@ -56,3 +61,68 @@ def test_nothing_is_said_of_a_model_with_a_trunk():
     for _ in range(3):
         run()
     assert said == [] and model.closed
+
+
+class BreakBefore(TinyTrunk):
+    """One graph for the embedding, one for the trunk."""
+
+    def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        x = x * 1.0
+        torch._dynamo.graph_break()
+        return super().forward(x, t, c)
+
+
+class BreakInside(TinyTrunk):
+    """The break is in a function of its own, whose graphs come before the one with the trunk."""
+
+    def prefix(self, x: Tensor, t: Tensor, c: Tensor) -> tuple[Streams, Streams]:
+        x = x + 0.0
+        torch._dynamo.graph_break()
+        return super().prefix(x, t, c)
+
+
+class BreakInBlocks(TinyTrunk):
+    """No graph has more than one block."""
+
+    def block(self, index: int, changing: Streams, fixed: Streams) -> Streams:
+        result = super().block(index, changing, fixed)
+        torch._dynamo.graph_break()
+        return result
+
+
+@pytest.mark.parametrize("cls", [BreakBefore, BreakInside])
+def test_the_graph_behind_a_break_is_cached(cls):
+    model = cls().eval()
+    compiled = torch.compile(model, backend="fxcache", options=OPTIONS)
+    with torch.no_grad():
+        for step, call in enumerate(loop()):
+            with api.context("only", step_index=step):
+                assert torch.equal(compiled(*call), model(*call)) == (step == 0)
+    assert decisions(model) == ["C.."]
+
+
+def test_what_comes_out_of_another_graph_tells_no_branch_apart():
+    model = BreakBefore().eval()
+    compiled = torch.compile(model, backend="fxcache", options=OPTIONS)
+    with torch.no_grad(), api.generation():
+        for call in loop(4):
+            compiled(*call)
+            compiled(call[0], call[1], call[2] + 1)  # the other branch, whose text is new in every call
+    assert sorted(decisions(model)) == ["C", "C", "C", "C", "C..."]
+
+
+def test_breaks_in_every_block_are_refused_once():
+    model = BreakInBlocks().eval()
+    compiled = torch.compile(model, backend="fxcache", options=WARN)
+    with refusals() as said, torch.no_grad():
+        for call in loop():
+            assert torch.equal(compiled(*call), model(*call))
+    (sentence,) = said
+    assert "graph breaks cut the model into at least " in sentence and "no chained stack of repeated blocks" in sentence
+    assert "torch._dynamo.graph_break()" in sentence and f"{__file__}:" in sentence
+    assert decisions(model) == []
+    strict = torch.compile(BreakInBlocks().eval(), backend="fxcache", options=OPTIONS)
+    with torch.no_grad():
+        strict(*loop(1)[0])
+        with pytest.raises(RefusalError, match="graph breaks cut the model"):
+            strict(*loop(1)[0])

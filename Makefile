@@ -17,7 +17,7 @@ demo: $(STAMP)
 	$(BIN)/python -m benchmarks.demo
 
 test: lint
-	$(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check

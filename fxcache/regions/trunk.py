@@ -96,7 +96,8 @@ def _qualified(stacks: list[Stack], flow: Flow, problems: dict[str, None], *, gu
         if problem is None:
             good.append(stack)
         else:
-            problems[f"{stack.name}[{len(stack.blocks)}]: {problem}"] = None
+            name = stack.name or "(model)"
+            problems[f"{name}[{len(stack.blocks)}]: {problem}"] = None
     return good
 
 

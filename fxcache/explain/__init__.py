@@ -82,9 +82,7 @@ def explain_class(
     return describe(type(module).__name__, found, chosen)
 
 
-def _options(
-    module: nn.Module, config: DBCacheConfig | None, options: Mapping[str, Any] | Options | None
-) -> Options:
+def _options(module: nn.Module, config: DBCacheConfig | None, options: Mapping[str, Any] | Options | None) -> Options:
     """Options as given; those that the module was enabled with when none are given."""
     if config is None and options is None:
         enabled = getattr(getattr(module, "_compiled_call_impl", None), "_fxcache_enabled", None)

@@ -121,9 +121,10 @@ def _needed_later(
     for node in reversed(between):
         if node in inside:
             continue
-        # What stands for a constant or for a submodule cannot move into a branch, whose attributes are its own.
-        constant = node.op == "get_attr" and bool(node.users)
-        if constant or node in needed or flow.last_use[node] >= back or any(user in wanted for user in node.users):
+        # What stands for a constant or for a submodule cannot move into a branch, whose attributes are its own, and
+        # what nobody uses (a check of sizes) has to run in any case.
+        stays = node.op == "get_attr" or not node.users
+        if stays or node in needed or flow.last_use[node] >= back or any(user in wanted for user in node.users):
             wanted.add(node)
     return [node for node in between if node in wanted]
 

@@ -66,13 +66,35 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
             out.meta = {key: value for key, value in node.meta.items() if key != "val"} | {"val": vals[i]}
             plan.outputs.append(out)
     for node, out in zip(live_outs, plan.outputs, strict=True):
-        node.replace_all_uses_with(out, delete_user_cb=lambda user: user not in members)
+        fresh = out if plan.options.inner_backend == "inductor" else _as_traced(gm, node, out)
+        node.replace_all_uses_with(fresh, delete_user_cb=lambda user: user not in members)
     for node in reversed(region.middle):
         gm.graph.erase_node(node)
     for node in attributes:
         if not node.users:
             gm.graph.erase_node(node)
     return len(members)
+
+
+def _as_traced(gm: GraphModule, traced: Node, out: Node) -> Node:
+    """Give a contiguous output the dense layout of the value it replaces; ``out`` itself where that is contiguous.
+
+    Kernels of eager mode sum in the order of memory, so the suffix would differ in the last bits.  Inductor chooses
+    layouts itself.
+    """
+    value = _tensor(traced)
+    strides = [hint(stride) for stride in value.stride()]
+    order = sorted(range(value.dim()), key=lambda axis: -strides[axis])
+    expected, dense = 1, True
+    for axis in reversed(order):
+        dense = dense and (hint(value.shape[axis]) == 1 or strides[axis] == expected)
+        expected *= hint(value.shape[axis])
+    if not dense or order == sorted(order):
+        return out
+    with gm.graph.inserting_before(out.next):
+        moved = call(gm.graph, torch.ops.aten.permute.default, (out, order))
+        copied = _contiguous_copy(gm.graph, moved)
+        return call(gm.graph, torch.ops.aten.permute.default, (copied, [order.index(i) for i in range(len(order))]))
 
 
 def _attribute(gm: GraphModule, node: Node) -> object:

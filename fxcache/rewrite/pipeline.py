@@ -17,6 +17,7 @@ from fxcache.rewrite.commit_state import commit_state
 from fxcache.rewrite.gather_references import gather_references
 from fxcache.rewrite.insert_cond import insert_cond
 from fxcache.rewrite.instruments import Pass, PassRecord, run_pass
+from fxcache.rewrite.keep_precision import keep_precision
 from fxcache.rewrite.outline_middle import outline_middle
 from fxcache.rewrite.pin_layouts import pin_layouts
 from fxcache.rewrite.plan import Plan, StateTensor
@@ -27,6 +28,7 @@ PASSES: tuple[Pass, ...] = (
     outline_middle,
     thread_state,  # needs the outlined call to put the decision in front of it
     insert_cond,
+    keep_precision,  # before layouts are settled: it changes the operands
     pin_layouts,  # needs the operands of the conditional
     commit_state,  # last: it writes what both branches give
 )

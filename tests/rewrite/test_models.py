@@ -31,8 +31,18 @@ NO_TRUNK = {
     "hidream": "a graph break in every block",
 }
 
-OTHER_TRUNK = {"latte": "transformer_blocks[4]"}
-"""Where the trunk is not simply all stacks of the model: the temporal blocks run between the spatial ones."""
+OTHER_TRUNK = {
+    "latte": "transformer_blocks[4]",
+    "framepack": "transformer_blocks[4]",
+    "flux3": "txt_mode_blocks[4]",
+}
+"""Where the trunk is not simply all stacks of the model.
+
+Latte's temporal blocks run between the spatial ones, the text of Framepack has a length that depends on data, and the
+stacks of Flux3 carry different numbers of tokens: the heaviest is taken, here of text, at real depth the single one."""
+
+UNBACKED = {"framepack", "hunyuan_video15"}
+"""Models whose live-outs have sizes that depend on data; the backend refuses them."""
 
 RAW = {
     "postnorm_encoder": "a norm is the last thing in every block",
@@ -41,8 +51,8 @@ RAW = {
 }
 """Models whose live-outs are cached as they are, because no identity path leads to them."""
 
-WEAK = {"z_image": 0.95, "lumina2": 0.65}
-"""Largest error on a disturbed input relative to no change, where it is not below a half of it."""
+WEAK = {"z_image": 0.95, "lumina_next": 0.9, "prior": 0.9}
+"""Largest error on a disturbed input relative to no change, where it is not below 0.7 of it (random weights)."""
 
 SPLITS = ((1, 0), (1, 1), (2, 1))
 
@@ -130,6 +140,8 @@ def disturbed(graph: AotGraph) -> list[Any]:
 @pytest.mark.parametrize(("first", "last"), SPLITS)
 @torch.no_grad()
 def test_rewritten_graph(case: Case, first: int, last: int) -> None:
+    if case.name in UNBACKED:
+        pytest.skip("a size depends on data")
     graph = case.trunk_graph()
     old = printed(graph.gm)
     result = rewrite(graph.gm, graph.static_input_idxs, options(first, last))
@@ -154,5 +166,6 @@ def test_rewritten_graph(case: Case, first: int, last: int) -> None:
     approximate = result.gm(*inputs, control, *state)
     assert control[Control.REUSED]
     if case.name not in RAW:
-        assert distance(approximate, exact) < WEAK.get(case.name, 0.5) * distance(expected, exact)
+        limit = WEAK.get(case.name, 0.5 if case.name in TRANSFORMERS else 0.7)
+        assert distance(approximate, exact) < limit * distance(expected, exact)
     assert printed(graph.gm) == old

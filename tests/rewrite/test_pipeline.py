@@ -94,6 +94,7 @@ def test_records_name_the_passes_with_their_counts() -> None:
         ("outline_middle", 8),
         ("thread_state", 5),
         ("insert_cond", 1),
+        ("keep_precision", 0),
         ("pin_layouts", 0),
         ("commit_state", 2),
     ]

@@ -239,7 +239,7 @@ def plot_decisions(contestants: Sequence[Contestant], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the arguments, run, print the table, write the pictures and the JSON; return its content."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--digits", type=int, default=100, help="pictures per round, in one batch")
+    parser.add_argument("--digits", type=int, default=50, help="pictures per round, in one batch")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=2.0)

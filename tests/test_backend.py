@@ -287,7 +287,7 @@ def test_dumped_graphs_are_numbered(tmp_path):
     ).read_text()
     assert "cond" in last and "fxcache.decide" in last and "fxcache.commit" in last
     first = (folder / files[1]).read_text()
-    assert "before" in files[1] and "fxcache" not in first.replace("fxcache_", "")
+    assert "before" in files[1] and "ops.fxcache" not in first
 
 
 def test_a_mode_of_torch_compile_reaches_the_options():

@@ -8,6 +8,7 @@ if __name__ == "fxcache.kernels":
     from fxcache.kernels.decide import CONTROL_SIZE, Control, clock_restarted, decide_reference
     from fxcache.kernels.extrapolate import extrapolate_reference
     from fxcache.kernels.residual_diff import residual_diff_reference
+    from fxcache.kernels.window_products import window_products_reference
 
     __all__ = [
         "CONTROL_SIZE",
@@ -17,6 +18,7 @@ if __name__ == "fxcache.kernels":
         "decide_reference",
         "extrapolate_reference",
         "residual_diff_reference",
+        "window_products_reference",
     ]
 
 else:

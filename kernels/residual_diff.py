@@ -19,19 +19,23 @@ from torch import Tensor
 from fxcache.kernels._library import register_operator
 
 
+def every_nth(tensor: Tensor, downsample_factor: int) -> Tensor:
+    """View of every ``downsample_factor``-th channel, the last axis."""
+    return tensor[..., ::downsample_factor] if downsample_factor > 1 else tensor
+
+
 def fn_residual(out: Tensor, inp: Tensor | None, downsample_factor: int = 1) -> Tensor:
     """Residual ``out - inp`` (``out`` if ``inp`` is None), every ``downsample_factor``-th channel, at least float32."""
-    if downsample_factor > 1:
-        out = out[..., ::downsample_factor]
-        inp = None if inp is None else inp[..., ::downsample_factor]
+    out = every_nth(out, downsample_factor)
     wide = out.to(torch.promote_types(out.dtype, torch.float32))
-    return wide if inp is None else wide - inp.to(wide.dtype)
+    return wide if inp is None else wide - every_nth(inp, downsample_factor).to(wide.dtype)
 
 
 def residual_diff_reference(
     out: Tensor, inp: Tensor | None, reference: Tensor, downsample_factor: int = 1, important_threshold: float = 0.0
 ) -> Tensor:
     """Return float32 [2]: the sum of absolute differences to ``reference`` and the sum of absolute references."""
+    _check(out, inp, reference, downsample_factor)
     difference = (fn_residual(out, inp, downsample_factor) - reference).abs_()
     magnitude = reference.abs()
     if important_threshold > 0.0:
@@ -44,6 +48,14 @@ def residual_diff_reference(
             [torch.where(important, part, 0.0).sum() for part in (token_difference, token_magnitude)]
         ).float()
     return torch.stack([difference.sum(), magnitude.sum()]).float()
+
+
+def _check(out: Tensor, inp: Tensor | None, reference: Tensor, downsample_factor: int) -> None:
+    compared = every_nth(out, downsample_factor).shape
+    if reference.shape != compared:
+        raise ValueError(f"reference: shape {tuple(reference.shape)}, what is compared is {tuple(compared)}")
+    if inp is not None and inp.shape != out.shape:
+        raise ValueError(f"inp: shape {tuple(inp.shape)}, that of out is {tuple(out.shape)}")
 
 
 def _fake(

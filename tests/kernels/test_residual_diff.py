@@ -109,6 +109,13 @@ def test_the_result_is_the_same_every_time_and_inputs_stay():
     assert all(map(torch.equal, tensors, copies))
 
 
+def test_what_is_refused():
+    with pytest.raises(ValueError, match=r"reference: shape \(2, 7\), what is compared is \(2, 4\)"):
+        residual_diff(random(2, 7), None, random(2, 7), 2)
+    with pytest.raises(ValueError, match=r"inp: shape \(7,\), that of out is \(2, 7\)"):
+        residual_diff(random(2, 7), random(7), random(2, 7))
+
+
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_compiled(backend):
     out, inp, reference = random(5, 7), random(5, 7, seed=1), random(5, 4, seed=2)

@@ -13,6 +13,12 @@ ROUNDED_ONCE = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16:
 SUMMED = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 """Relative, of a sum of absolute values: all terms are exact in float32 or nearly so, pairwise sums stay at 1e-6."""
 
+WEIGHTED = 2.0**-20
+"""Relative to the sum of the sizes of all terms: at most nine float32 products and sums, each off by 2**-24."""
+
+PRODUCTS = 1e-13
+"""Relative to the product of the norms: float64 products and sums in any order, of the sizes tested here."""
+
 SHAPES = ((1, 7, 5), (2, 3, 4, 6), (1, 1, 33), (130,), (3, 257), (1, 1), (2, 64, 16))
 """Odd numbers, one row, a last axis that is no power of two, one axis, one element."""
 
@@ -22,6 +28,11 @@ EMPTY = ((0, 4), (2, 0, 8), (3, 0))
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + 31 * len(shape))
     return torch.randn(shape, generator=generator).to(dtype)
+
+
+def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What an operator has to overwrite."""
+    return torch.full(shape, torch.nan, dtype=dtype)
 
 
 def strided(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -1,6 +1,6 @@
 """Kernels of fxcache, imported as ``fxcache.kernels``.
 
-Each operator is one file: plain-torch reference, Triton kernel, launcher, operator registration.
+Each operator is one file: plain-torch reference, Triton kernels, launcher, operator registration.
 """
 
 if __name__ == "fxcache.kernels":

@@ -16,10 +16,14 @@ Bytes moved: every k-th channel of live_out and live_in read once, ``history[slo
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from fxcache.kernels._launch import Launch, elements_per_program, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
 from fxcache.kernels._memory import check_apart
+from fxcache.kernels._tiles import offsets, plan_tiles, tile_numbers
 from fxcache.kernels.residual_diff import every_nth, fn_residual
 
 
@@ -36,7 +40,6 @@ def commit_reference(
     index = int(slot.item())
     if index < 0:
         return
-    _check(index, live_out, live_in, history, health, row, downsample_factor)
     entry = history[index]
     if live_in is None:
         entry.copy_(every_nth(live_out, downsample_factor))
@@ -49,11 +52,116 @@ def commit_reference(
         health[row, index] = 0.0
 
 
+# One entry or the next, aligned or not: none of this is worth a compilation of its own.
+_PLACE = ("health_ptr", "health_stride", "slot_ptr", "entries")
+
+
+@jit(do_not_specialize=_PLACE)
+def mark_healthy_kernel(health_ptr: Any, health_stride: Any, slot_ptr: Any, entries: Any) -> None:
+    """Write 0 into the health of the slot; with ``slot_ptr`` None both are those of the slot already."""
+    if slot_ptr is None:
+        tl.store(health_ptr, 0.0)
+    else:
+        slot = tl.load(slot_ptr)
+        tl.store(health_ptr + slot * health_stride, 0.0, mask=(slot >= 0) & (slot < entries))
+
+
+@jit(do_not_specialize=_PLACE)
+def commit_kernel(
+    history_ptr: Any,
+    live_out_ptr: Any,
+    live_in_ptr: Any,
+    health_ptr: Any,
+    health_stride: Any,
+    slot_ptr: Any,
+    entries: Any,
+    entry_size: Any,
+    rows: Any,
+    columns: Any,
+    rows_1: Any,
+    rows_2: Any,
+    s_0: Any,
+    s_1: Any,
+    s_2: Any,
+    s_3: Any,
+    t_0: Any,
+    t_1: Any,
+    t_2: Any,
+    t_3: Any,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """One tile of the entry; with ``slot_ptr`` None the pointers are those of the slot already."""
+    if slot_ptr is not None:
+        slot = tl.load(slot_ptr)
+        if (slot < 0) | (slot >= entries):
+            return
+        history_ptr += slot * entry_size
+        health_ptr += slot * health_stride
+    o_row, o_column, m_tile = tile_numbers(tl.program_id(0), rows, columns, ROWS, COLUMNS)
+    p_out = live_out_ptr + offsets(o_row, o_column, rows_1, rows_2, s_0, s_1, s_2, s_3)
+    b_entry = tl.load(p_out, mask=m_tile, other=0.0).to(tl.float32)
+    if live_in_ptr is not None:
+        p_in = live_in_ptr + offsets(o_row, o_column, rows_1, rows_2, t_0, t_1, t_2, t_3)
+        b_entry -= tl.load(p_in, mask=m_tile, other=0.0).to(tl.float32)
+    b_stored = b_entry.to(history_ptr.dtype.element_ty)
+    tl.store(history_ptr + o_row * columns + o_column, b_stored, mask=m_tile)
+    # Every program writes the same value or none, so their order does not matter.
+    finite = tl.min((tl.abs(b_stored.to(tl.float32)) < float("inf")).to(tl.int32))
+    tl.store(health_ptr, float("nan"), mask=finite == 0)
+
+
+def commit(
+    slot: Tensor,
+    live_out: Tensor,
+    live_in: Tensor | None,
+    history: Tensor,
+    health: Tensor,
+    row: int,
+    downsample_factor: int = 1,
+) -> None:
+    """The operator: the kernels where they run, the reference elsewhere."""
+    index = None if slot.is_cuda else int(slot.item())
+    if index is not None and index < 0:
+        return
+    _check(index, live_out, live_in, history, health, row, downsample_factor)
+    if runs_triton(history, live_out, live_in, health):
+        launches = plan(slot, index, live_out, live_in, history, health[row], downsample_factor)
+        if run("commit", launches, history.device):
+            return
+    commit_reference(slot, live_out, live_in, history, health, row, downsample_factor)
+
+
+def plan(
+    slot: Tensor,
+    index: int | None,
+    live_out: Tensor,
+    live_in: Tensor | None,
+    history: Tensor,
+    health: Tensor,
+    downsample_factor: int,
+) -> list[Launch]:
+    """The launches: ``health`` is the row of this history, ``index`` the slot where the host knows it."""
+    entry = history[index or 0]
+    values = [None if value is None else every_nth(value, downsample_factor) for value in (live_out, live_in)]
+    tiling = plan_tiles([*values, entry], elements_per_program(live_out, live_in, history))
+    place = (health[index or 0], health.stride(0), slot if index is None else None, history.shape[0])
+    return [
+        Launch(mark_healthy_kernel, 1, place, {}, warps=1),
+        Launch(
+            commit_kernel,
+            tiling.count,
+            (entry, *tiling.tensors[:2], *place, entry.numel(), *tiling.arguments[:-4]),
+            tiling.constants,
+        ),
+    ]
+
+
 def _check(
-    slot: int, live_out: Tensor, live_in: Tensor | None, history: Tensor, health: Tensor, row: int, every: int
+    slot: int | None, live_out: Tensor, live_in: Tensor | None, history: Tensor, health: Tensor, row: int, every: int
 ) -> None:
     entries = history.shape[0]
-    if slot >= entries:
+    if slot is not None and slot >= entries:
         raise ValueError(f"slot: {slot}, history has {entries} entries")
     if not history.is_contiguous():
         raise ValueError(f"history: strides {history.stride()} of shape {tuple(history.shape)}, it must be contiguous")
@@ -83,6 +191,6 @@ def _fake(
 register_operator(
     "commit(Tensor slot, Tensor live_out, Tensor? live_in, Tensor(a!) history, Tensor(b!) health, int row,"
     " int downsample_factor=1) -> ()",
-    commit_reference,
+    commit,
     _fake,
 )

@@ -14,10 +14,14 @@ is FBCache's (ParaAttention), the weighted sum holds Taylor, Hermite and DMD pre
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fxcache.kernels._launch import Launch, elements_per_program, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
+from fxcache.kernels._tiles import offsets, plan_tiles, tile_numbers
 
 MAX_ENTRIES = 8
 
@@ -26,7 +30,6 @@ def extrapolate_reference(
     live_in: Tensor | None, history: Tensor, coefficients: Tensor | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return ``live_in + sum_i coefficients[i] * history[i]`` as a new contiguous tensor."""
-    _check(live_in, history, coefficients)
     dtype = dtype or history.dtype
     if coefficients is None and live_in is None:
         return history[0].to(dtype, copy=True)
@@ -50,6 +53,70 @@ def _weighted_sum(history: Tensor, coefficients: Tensor, wide: torch.dtype) -> T
         # Selecting by `where` keeps the factors on the device; 0 * NaN would be NaN.
         total += torch.where(factor != 0.0, entry.to(wide) * factor, 0.0)
     return total
+
+
+@jit
+def extrapolate_kernel(
+    y_ptr: Any,
+    live_ptr: Any,
+    history_ptr: Any,
+    coefficients_ptr: Any,
+    entry_size: Any,
+    rows: Any,
+    columns: Any,
+    rows_1: Any,
+    rows_2: Any,
+    s_0: Any,
+    s_1: Any,
+    s_2: Any,
+    s_3: Any,
+    ENTRIES: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """One tile of y; ``live_ptr`` and ``coefficients_ptr`` may be None."""
+    o_row, o_column, m_tile = tile_numbers(tl.program_id(0), rows, columns, ROWS, COLUMNS)
+    o_flat = o_row * columns + o_column
+    p_entry = history_ptr + o_flat
+    if coefficients_ptr is None:
+        b_y = tl.load(p_entry, mask=m_tile, other=0.0).to(tl.float32)
+    else:
+        b_y = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for entry in tl.static_range(ENTRIES):
+            b_factor = tl.load(coefficients_ptr + entry + tl.zeros([1, 1], tl.int32))
+            # A mask that is false everywhere reads nothing, like a branch, and does not hold up the loads behind it.
+            b_y += b_factor * tl.load(p_entry, mask=m_tile & (b_factor != 0.0), other=0.0).to(tl.float32)
+            p_entry += entry_size
+    if live_ptr is not None:
+        p_live = live_ptr + offsets(o_row, o_column, rows_1, rows_2, s_0, s_1, s_2, s_3)
+        b_y = tl.load(p_live, mask=m_tile, other=0.0).to(tl.float32) + b_y
+    tl.store(y_ptr + o_flat, b_y.to(y_ptr.dtype.element_ty), mask=m_tile)
+
+
+def extrapolate(
+    live_in: Tensor | None, history: Tensor, coefficients: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The operator: the kernel where it runs, the reference elsewhere."""
+    _check(live_in, history, coefficients)
+    if runs_triton(history, live_in, coefficients):
+        out = torch.empty(history.shape[1:], dtype=dtype or history.dtype, device=history.device)
+        if runs_triton(out) and run("extrapolate", plan(out, live_in, history, coefficients), out.device):
+            return out
+    return extrapolate_reference(live_in, history, coefficients, dtype)
+
+
+def plan(out: Tensor, live_in: Tensor | None, history: Tensor, coefficients: Tensor | None) -> list[Launch]:
+    """The launch that fills ``out``."""
+    tiling = plan_tiles([live_in, out], elements_per_program(out, live_in, history))
+    rows_and_strides = tiling.arguments[:-4]
+    return [
+        Launch(
+            extrapolate_kernel,
+            tiling.count,
+            (out, tiling.tensors[0], history, coefficients, out.numel(), *rows_and_strides),
+            {"ENTRIES": 1 if coefficients is None else history.shape[0], **tiling.constants},
+        )
+    ]
 
 
 def _check(live_in: Tensor | None, history: Tensor, coefficients: Tensor | None) -> None:
@@ -76,6 +143,6 @@ def _fake(
 
 register_operator(
     "extrapolate(Tensor? live_in, Tensor history, Tensor? coefficients=None, ScalarType? dtype=None) -> Tensor",
-    extrapolate_reference,
+    extrapolate,
     _fake,
 )

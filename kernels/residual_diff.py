@@ -13,10 +13,16 @@ mean; the ratio is the same.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fxcache.kernels._launch import PARTIALS, Launch, elements_per_program, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
+from fxcache.kernels._tiles import offsets, plan_tiles, tile_numbers
+
+_COMBINED = 1024
 
 
 def every_nth(tensor: Tensor, downsample_factor: int) -> Tensor:
@@ -35,7 +41,6 @@ def residual_diff_reference(
     out: Tensor, inp: Tensor | None, reference: Tensor, downsample_factor: int = 1, important_threshold: float = 0.0
 ) -> Tensor:
     """Return float32 [2]: the sum of absolute differences to ``reference`` and the sum of absolute references."""
-    _check(out, inp, reference, downsample_factor)
     difference = (fn_residual(out, inp, downsample_factor) - reference).abs_()
     magnitude = reference.abs()
     if important_threshold > 0.0:
@@ -48,6 +53,173 @@ def residual_diff_reference(
             [torch.where(important, part, 0.0).sum() for part in (token_difference, token_magnitude)]
         ).float()
     return torch.stack([difference.sum(), magnitude.sum()]).float()
+
+
+@jit
+def tile_terms(
+    out_ptr: Any,
+    inp_ptr: Any,
+    reference_ptr: Any,
+    tile: Any,
+    rows: Any,
+    columns: Any,
+    rows_1: Any,
+    rows_2: Any,
+    s_0: Any,
+    s_1: Any,
+    s_2: Any,
+    s_3: Any,
+    t_0: Any,
+    t_1: Any,
+    t_2: Any,
+    t_3: Any,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> Any:
+    """``|reference - r|`` and ``|reference|`` of one tile, 0 outside."""
+    o_row, o_column, m_tile = tile_numbers(tile, rows, columns, ROWS, COLUMNS)
+    p_out = out_ptr + offsets(o_row, o_column, rows_1, rows_2, s_0, s_1, s_2, s_3)
+    b_residual = tl.load(p_out, mask=m_tile, other=0.0).to(tl.float32)
+    if inp_ptr is not None:
+        p_inp = inp_ptr + offsets(o_row, o_column, rows_1, rows_2, t_0, t_1, t_2, t_3)
+        b_residual -= tl.load(p_inp, mask=m_tile, other=0.0).to(tl.float32)
+    b_reference = tl.load(reference_ptr + o_row * columns + o_column, mask=m_tile, other=0.0).to(tl.float32)
+    return tl.abs(b_reference - b_residual), tl.abs(b_reference)
+
+
+@jit
+def sum_tiles_kernel(
+    partials_ptr: Any,
+    out_ptr: Any,
+    inp_ptr: Any,
+    reference_ptr: Any,
+    rows: Any,
+    columns: Any,
+    rows_1: Any,
+    rows_2: Any,
+    s_0: Any,
+    s_1: Any,
+    s_2: Any,
+    s_3: Any,
+    t_0: Any,
+    t_1: Any,
+    t_2: Any,
+    t_3: Any,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """Every program: the sums of its share of the tiles, into its column of ``partials`` [2, programs]."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    b_difference = tl.zeros([ROWS, COLUMNS], tl.float32)
+    b_magnitude = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for tile in range(program, tl.cdiv(rows, ROWS) * tl.cdiv(columns, COLUMNS), programs):
+        b_change, b_size = tile_terms(
+            out_ptr, inp_ptr, reference_ptr, tile, rows, columns, rows_1, rows_2,
+            s_0, s_1, s_2, s_3, t_0, t_1, t_2, t_3, ROWS, COLUMNS,
+        )  # fmt: skip
+        b_difference += b_change
+        b_magnitude += b_size
+    tl.store(partials_ptr + program, tl.sum(b_difference))
+    tl.store(partials_ptr + programs + program, tl.sum(b_magnitude))
+
+
+@jit
+def sum_tokens_kernel(
+    partials_ptr: Any,
+    out_ptr: Any,
+    inp_ptr: Any,
+    reference_ptr: Any,
+    rows: Any,
+    columns: Any,
+    rows_1: Any,
+    rows_2: Any,
+    s_0: Any,
+    s_1: Any,
+    s_2: Any,
+    s_3: Any,
+    t_0: Any,
+    t_1: Any,
+    t_2: Any,
+    t_3: Any,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """Every program: the sums of each of its tokens, which are rows here, into ``partials`` [2, tokens]."""
+    across = tl.cdiv(columns, COLUMNS)
+    b_difference = tl.zeros([ROWS, COLUMNS], tl.float32)
+    b_magnitude = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for place in range(across):
+        b_change, b_size = tile_terms(
+            out_ptr, inp_ptr, reference_ptr, tl.program_id(0) * across + place, rows, columns, rows_1, rows_2,
+            s_0, s_1, s_2, s_3, t_0, t_1, t_2, t_3, ROWS, COLUMNS,
+        )  # fmt: skip
+        b_difference += b_change
+        b_magnitude += b_size
+    o_token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    tl.store(partials_ptr + o_token, tl.sum(b_difference, axis=1), mask=o_token < rows)
+    tl.store(partials_ptr + rows + o_token, tl.sum(b_magnitude, axis=1), mask=o_token < rows)
+
+
+@jit
+def combine_kernel(
+    sums_ptr: Any, partials_ptr: Any, count: Any, threshold: Any, SELECT: tl.constexpr, BLOCK: tl.constexpr
+) -> None:
+    """One program: sums of ``partials`` [2, count] in float64, with SELECT those of important tokens if any is."""
+    b_sums = tl.zeros([BLOCK], tl.float64)
+    b_sizes = tl.zeros([BLOCK], tl.float64)
+    b_important_sums = tl.zeros([BLOCK], tl.float64)
+    b_important_sizes = tl.zeros([BLOCK], tl.float64)
+    b_found = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, count, BLOCK):
+        o_part = start + tl.arange(0, BLOCK)
+        m_part = o_part < count
+        b_sum = tl.load(partials_ptr + o_part, mask=m_part, other=0.0)
+        b_size = tl.load(partials_ptr + count + o_part, mask=m_part, other=0.0)
+        b_sums += b_sum.to(tl.float64)
+        b_sizes += b_size.to(tl.float64)
+        if SELECT:
+            # A Python float comes as float32 from eager and as float64 from code that Inductor made.
+            b_limit = tl.cast(threshold, tl.float32) * b_size
+            important = (b_sum > b_limit) | ~(b_sum < float("inf"))
+            b_important_sums += tl.where(important, b_sum, 0.0).to(tl.float64)
+            b_important_sizes += tl.where(important, b_size, 0.0).to(tl.float64)
+            b_found |= important.to(tl.int32)
+    difference, magnitude = tl.sum(b_sums), tl.sum(b_sizes)
+    if SELECT:
+        any_important = tl.max(b_found) > 0
+        difference = tl.where(any_important, tl.sum(b_important_sums), difference)
+        magnitude = tl.where(any_important, tl.sum(b_important_sizes), magnitude)
+    tl.store(sums_ptr, difference.to(tl.float32))
+    tl.store(sums_ptr + 1, magnitude.to(tl.float32))
+
+
+def residual_diff(
+    out: Tensor, inp: Tensor | None, reference: Tensor, downsample_factor: int = 1, important_threshold: float = 0.0
+) -> Tensor:
+    """The operator: the kernels where they run, the reference elsewhere."""
+    _check(out, inp, reference, downsample_factor)
+    if runs_triton(out, inp, reference):
+        sums = torch.empty(2, dtype=torch.float32, device=out.device)
+        if run("residual_diff", plan(sums, out, inp, reference, downsample_factor, important_threshold), out.device):
+            return sums
+    return residual_diff_reference(out, inp, reference, downsample_factor, important_threshold)
+
+
+def plan(
+    sums: Tensor, out: Tensor, inp: Tensor | None, reference: Tensor, downsample_factor: int, important: float
+) -> list[Launch]:
+    """The launches that fill ``sums``: one partial result per program or token, then one program for all of them."""
+    select = important > 0.0
+    values = [None if value is None else every_nth(value, downsample_factor) for value in (out, inp)]
+    tiling = plan_tiles([*values, reference], elements_per_program(out, inp, reference), keep_channels=select)
+    kernel, programs, count = sum_tiles_kernel, min(tiling.count, PARTIALS), min(tiling.count, PARTIALS)
+    if select:
+        kernel, programs, count = sum_tokens_kernel, tiling.row_tiles, tiling.rows
+    partials = torch.empty((2, count), dtype=torch.float32, device=out.device)
+    return [
+        Launch(kernel, programs, (partials, *tiling.tensors, *tiling.arguments[:-4]), tiling.constants),
+        Launch(combine_kernel, 1, (sums, partials, count, important), {"SELECT": select, "BLOCK": _COMBINED}),
+    ]
 
 
 def _check(out: Tensor, inp: Tensor | None, reference: Tensor, downsample_factor: int) -> None:
@@ -67,6 +239,6 @@ def _fake(
 register_operator(
     "residual_diff(Tensor out, Tensor? inp, Tensor reference, int downsample_factor=1, float important_threshold=0.0)"
     " -> Tensor",
-    residual_diff_reference,
+    residual_diff,
     _fake,
 )

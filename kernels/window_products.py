@@ -12,12 +12,20 @@ Bytes moved: ``history`` once. Source: method of snapshots (Sirovich 1987), as e
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fxcache.kernels._launch import Launch, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
 from fxcache.kernels._memory import check_apart
 from fxcache.kernels.extrapolate import MAX_ENTRIES
+
+_BYTES = 32768
+"""What a program takes of every entry: few partial results, and the new entry stays in registers."""
+_WARPS = 8
+_COMBINED = 1024
 
 
 def window_products_reference(slot: Tensor, history: Tensor, gram: Tensor) -> None:
@@ -25,18 +33,111 @@ def window_products_reference(slot: Tensor, history: Tensor, gram: Tensor) -> No
     index = int(slot.item())
     if index < 0:
         return
-    _check(index, history, gram)
     newest = history[index].double()
     products = torch.stack([(newest * entry.double()).sum() for entry in history])
     gram[index] = products
     gram[:, index] = products
 
 
-def _check(slot: int, history: Tensor, gram: Tensor) -> None:
+@jit
+def multiply_kernel(
+    partials_ptr: Any,
+    newest_ptr: Any,
+    history_ptr: Any,
+    slot_ptr: Any,
+    entry_size: Any,
+    ENTRIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One block of every entry times that of the newest, into ``partials`` [n, programs].
+
+    With ``slot_ptr`` None ``newest_ptr`` is that entry, otherwise entry 0.
+    """
+    if slot_ptr is not None:
+        slot = tl.load(slot_ptr)
+        if (slot < 0) | (slot >= ENTRIES):
+            return
+        newest_ptr += slot * entry_size
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    o_flat = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_flat = o_flat < entry_size
+    b_newest = tl.load(newest_ptr + o_flat, mask=m_flat, other=0.0).to(tl.float64)
+    p_entry = history_ptr + o_flat
+    for entry in tl.static_range(ENTRIES):
+        b_product = b_newest * tl.load(p_entry, mask=m_flat, other=0.0).to(tl.float64)
+        tl.store(partials_ptr + entry * programs + program, tl.sum(b_product))
+        p_entry += entry_size
+
+
+@jit(do_not_specialize=("row_ptr", "column_ptr", "row_stride", "column_stride"))
+def add_up_kernel(
+    row_ptr: Any,
+    column_ptr: Any,
+    row_stride: Any,
+    column_stride: Any,
+    partials_ptr: Any,
+    slot_ptr: Any,
+    count: Any,
+    ENTRIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One program per entry: the sum of its row of ``partials`` [n, count], into row and column of the matrix.
+
+    With ``slot_ptr`` None the pointers are those of the slot's row and column already, otherwise of row and column 0.
+    """
+    if slot_ptr is not None:
+        slot = tl.load(slot_ptr)
+        if (slot < 0) | (slot >= ENTRIES):
+            return
+        row_ptr += slot * row_stride
+        column_ptr += slot * column_stride
+    entry = tl.program_id(0).to(tl.int64)
+    b_sum = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, count, BLOCK):
+        o_part = start + tl.arange(0, BLOCK)
+        b_sum += tl.load(partials_ptr + entry * count + o_part, mask=o_part < count, other=0.0)
+    product = tl.sum(b_sum)
+    tl.store(row_ptr + entry * column_stride, product)
+    tl.store(column_ptr + entry * row_stride, product)
+
+
+def window_products(slot: Tensor, history: Tensor, gram: Tensor) -> None:
+    """The operator: the kernels where they run, the reference elsewhere."""
+    index = None if slot.is_cuda else int(slot.item())
+    if index is not None and index < 0:
+        return
+    _check(index, history, gram)
+    suitable = runs_triton(history) and gram.device == history.device
+    if suitable and run("window_products", plan(slot, index, history, gram), history.device):
+        return
+    window_products_reference(slot, history, gram)
+
+
+def plan(slot: Tensor, index: int | None, history: Tensor, gram: Tensor) -> list[Launch]:
+    """The launches; ``index`` is the slot where the host knows it."""
+    entries, place, device_slot = history.shape[0], index or 0, slot if index is None else None
+    entry, block = history[place], _BYTES // history.element_size()
+    count = -(-entry.numel() // block)
+    partials = torch.empty((entries, count), dtype=torch.float64, device=history.device)
+    matrix = (gram[place], gram[:, place], *gram.stride())
+    constants = {"ENTRIES": entries}
+    return [
+        Launch(
+            multiply_kernel,
+            count,
+            (partials, entry, history, device_slot, entry.numel()),
+            {**constants, "BLOCK": block},
+            _WARPS,
+        ),
+        Launch(add_up_kernel, entries, (*matrix, partials, device_slot, count), {**constants, "BLOCK": _COMBINED}),
+    ]
+
+
+def _check(slot: int | None, history: Tensor, gram: Tensor) -> None:
     entries = history.shape[0]
     if not 1 <= entries <= MAX_ENTRIES:
         raise ValueError(f"history: {entries} entries, allowed are 1 to {MAX_ENTRIES}")
-    if slot >= entries:
+    if slot is not None and slot >= entries:
         raise ValueError(f"slot: {slot}, history has {entries} entries")
     if not history.is_contiguous():
         raise ValueError(f"history: strides {history.stride()} of shape {tuple(history.shape)}, it must be contiguous")
@@ -49,6 +150,4 @@ def _fake(slot: Tensor, history: Tensor, gram: Tensor) -> None:
     return None
 
 
-register_operator(
-    "window_products(Tensor slot, Tensor history, Tensor(a!) gram) -> ()", window_products_reference, _fake
-)
+register_operator("window_products(Tensor slot, Tensor history, Tensor(a!) gram) -> ()", window_products, _fake)

@@ -32,7 +32,7 @@ def test_one_row_and_column(dtype, shape, slot):
     assert gram.isnan().sum() == 4
     again = poisoned(3, 3, dtype=torch.float64)
     window_products_reference(torch.tensor(slot), history, again)
-    assert torch.equal(again[slot], gram[slot])
+    assert ((gram[slot] - again[slot]).abs() <= allowed).all()
 
 
 def test_one_slot_after_the_other_gives_the_gram_matrix():

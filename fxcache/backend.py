@@ -15,6 +15,7 @@ import torch
 import torch._inductor
 from torch.fx import GraphModule
 
+import fxcache.calibrators  # noqa: F401  the graphs name them
 from fxcache.breaks import BrokenModel, broken_model
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
 from fxcache.inner import compile_through, lower

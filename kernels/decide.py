@@ -116,7 +116,8 @@ def decide_reference(
         measured = finite and math.isfinite(difference)
         if check_clock:
             seen = clocks
-            restarted = clock_restarted(*seen, bool(told[Control.REPEAT_ALLOWED]))
+            direction, previous, now = seen
+            restarted = clock_restarted(direction, previous, now, bool(told[Control.REPEAT_ALLOWED]))
         # without an indicator a threshold still says whether any difference is allowed
         compared = 0.0 if observation is None else difference
         below = mode == Ask.REUSE or compared < told[Control.THRESHOLD]
@@ -190,8 +191,8 @@ def _forecast(
     times = tuple(told[Control.TIMES : Control.TIMES + used])
     around = [0, *(1 + slot for slot in slots)]
     seen = None if observed is None or observed.dim() != 2 else observed[around][:, around]
-    for row, own in zip(weights, products or [None] * len(weights), strict=True):
-        gram = None if own is None else own[slots][:, slots]
+    for number, row in enumerate(weights):
+        gram = products[number][slots][:, slots] if products else None
         row[slots] = torch.tensor(chosen.weights(Window(times, told[Control.NOW], seen, gram)), dtype=torch.float32)
 
 
@@ -202,9 +203,9 @@ def _difference(
     assert observed is not None
     if is_sums:
         numerator, denominator = observed.tolist()
-        finite = math.isfinite(numerator) and math.isfinite(denominator)
         # 0 / 0 is a step identical to a reference that is all zero: no difference, not "unknown".
-        return (0.0 if numerator == 0.0 == denominator else numerator / denominator if denominator else math.inf), finite
+        ratio = 0.0 if numerator == 0.0 == denominator else numerator / denominator if denominator else math.inf
+        return ratio, math.isfinite(numerator) and math.isfinite(denominator)
     if not used:
         return math.nan, False
     slots = [_slot(told, age) for age in range(used)]

@@ -25,7 +25,6 @@ from fxcache.kernels._library import register_operator
 from fxcache.kernels._tiles import offsets, plan_tiles, tile_numbers
 
 
-
 def extrapolate_reference(
     live_in: Tensor | None, history: Tensor, coefficients: Tensor | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:

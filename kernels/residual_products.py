@@ -20,9 +20,7 @@ from fxcache.kernels._library import register_operator
 from fxcache.kernels.residual_diff import fn_residual
 
 
-def residual_products_reference(
-    out: Tensor, inp: Tensor | None, history: Tensor, downsample_factor: int = 1
-) -> Tensor:
+def residual_products_reference(out: Tensor, inp: Tensor | None, history: Tensor, downsample_factor: int = 1) -> Tensor:
     """Return float64 [n + 1, n + 1], the scalar products."""
     residual = fn_residual(out, inp, downsample_factor)
     vectors = [residual.double().flatten(), *((entry - residual).double().flatten() for entry in history)]

@@ -6,15 +6,17 @@ tensors, which are large, and never modules or model names. It returns one weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fxcache.calibrators import dmd as _dmd
 from fxcache.calibrators import foca as _foca
 from fxcache.calibrators import regression as _regression
 from fxcache.calibrators import taylorseer as _taylorseer
-from fxcache.kernels import register_forecaster
+from fxcache.kernels import Forecaster, register_forecaster
 
 __all__ = ["CALIBRATORS"]
 
-CALIBRATORS = {
+CALIBRATORS: dict[str, Callable[..., Forecaster]] = {
     "taylorseer": _taylorseer.taylorseer,
     "foca": _foca.foca,
     "dmd": _dmd.dmd,

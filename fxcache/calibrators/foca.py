@@ -39,7 +39,5 @@ def foca_weights(window: Window) -> list[float]:
     values = [ahead, -behind, 0.0]
     predicted = [(v + forward * (1 + ratio) * s) / (1 + 2 * ratio) for v, s in zip(values, slope, strict=True)]
     newest = [1.0, 0.0, 0.0]
-    corrected = [
-        y + 0.5 * ((p - y) + forward * s) for y, p, s in zip(newest, predicted, slope, strict=True)
-    ]
+    corrected = [y + 0.5 * ((p - y) + forward * s) for y, p, s in zip(newest, predicted, slope, strict=True)]
     return [*corrected[:count], *[0.0] * (count - 3)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxcache.rewrite.plan import Plan
 from fxcache.rewrite.thread_state import downsample_factor
@@ -23,9 +23,11 @@ def commit_state(gm: GraphModule, plan: Plan) -> int:
     the products.
     """
     assert plan.slot is not None and plan.first is not None
-    sources = dict(zip((h.row for h in plan.caches), zip(plan.outputs, plan.references, strict=True), strict=True))
+    sources: dict[int, tuple[Node | None, Node | None]] = {}
     if plan.reference is not None:
         sources[plan.reference.row] = (plan.indicator_out, plan.indicator_in)
+    for history, out, reference in zip(plan.caches, plan.outputs, plan.references, strict=True):
+        sources[history.row] = (out, reference)
     for history in reversed(plan.histories):
         cache = plan.placeholders[history.spec.name]
         slot = plan.first if history.spec.shape[0] == 1 else plan.slot

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from fxcache.runtime.calls import Call, describe, tensors_at
+from fxcache.runtime.clock import on_host
 from fxcache.runtime.contexts import Context, ModelState
 from fxcache.runtime.interface import (
     GraphInfo,
@@ -56,17 +57,13 @@ class _Ticket:
     model: ModelState
 
 
-def _on_host(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu"
-
-
 class Attribution:
     """All contexts of all models. Thread-safe; holds models, conditioning tensors and runs weakly.
 
     `host_readable` says which timestep tensors may be read without waiting for a device.
     """
 
-    def __init__(self, host_readable: Callable[[torch.Tensor], bool] = _on_host) -> None:
+    def __init__(self, host_readable: Callable[[torch.Tensor], bool] = on_host) -> None:
         self._host_readable = host_readable
         self._table = ModelTable()
         self._lock = self._table.mailbox

@@ -102,8 +102,8 @@ class GraphInfo:
 class Outcome:
     """What a call did, as the graph reported it.
 
-    A call in `Mode.COMPUTE` reports `Outcome()`, one in `Mode.REUSE` whether it was reused. `time` is the clock (direction, previous, now) that the decision has
-    read, if there was one.
+    A call in `Mode.COMPUTE` reports `Outcome()`, one in `Mode.REUSE` whether it was reused. `time` is the clock
+    (direction, previous, now) that the decision has read, if there was one.
     """
 
     reused: bool = False

@@ -55,9 +55,12 @@ def read_time(source: object, host_readable: Callable[[torch.Tensor], bool]) -> 
     return Reading(latest(source).item()) if host_readable(source) else None
 
 
-def host_number(
-    source: object, readable: Callable[[torch.Tensor], bool] = lambda t: t.device.type == "cpu"
-) -> float | None:
+def on_host(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor can be read without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def host_number(source: object, readable: Callable[[torch.Tensor], bool] = on_host) -> float | None:
     """Return a number, or the largest of a tensor that can be read without waiting for a device; None otherwise."""
     if isinstance(source, (int, float)):
         return float(source)

@@ -106,7 +106,9 @@ def _power_of_two(number: int) -> int:
 
 
 @jit
-def tile_numbers(tile: Any, rows: Any, columns: Any, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> Any:
+def tile_numbers(
+    tile: tl.tensor, rows: tl.tensor, columns: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+) -> tl.tensor:
     """Row and column numbers of the elements of a tile, and which of them exist."""
     across = tl.cdiv(columns, COLUMNS)
     o_row = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -115,7 +117,16 @@ def tile_numbers(tile: Any, rows: Any, columns: Any, ROWS: tl.constexpr, COLUMNS
 
 
 @jit
-def offsets(o_row: Any, o_column: Any, rows_1: Any, rows_2: Any, s_0: Any, s_1: Any, s_2: Any, s_3: Any) -> Any:
+def offsets(
+    o_row: tl.tensor,
+    o_column: tl.tensor,
+    rows_1: tl.tensor,
+    rows_2: tl.tensor,
+    s_0: tl.tensor,
+    s_1: tl.tensor,
+    s_2: tl.tensor,
+    s_3: tl.tensor,
+) -> tl.tensor:
     """Offsets of elements in a tensor with these strides."""
     o_outer = o_row // rows_2
     return o_outer // rows_1 * s_0 + o_outer % rows_1 * s_1 + o_row % rows_2 * s_2 + o_column * s_3

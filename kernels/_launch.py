@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,8 +43,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _compiles: dict[tuple[Any, ...], bool] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """One start of a kernel: its grid, its arguments in order, its constants by name."""
 
     kernel: Any

@@ -144,14 +144,14 @@ def plan(
     """The launches: ``health`` is the row of this history, ``index`` the slot where the host knows it."""
     entry = history[index or 0]
     values = [None if value is None else every_nth(value, downsample_factor) for value in (live_out, live_in)]
-    tiling = plan_tiles([*values, entry], elements_per_program(live_out, live_in, history))
+    tiling, tensors = plan_tiles([*values, entry], elements_per_program(live_out, live_in, history))
     place = (health[index or 0], health.stride(0), slot if index is None else None, history.shape[0])
     return [
         Launch(mark_healthy_kernel, 1, place, {}, warps=1),
         Launch(
             commit_kernel,
             tiling.count,
-            (entry, *tiling.tensors[:2], *place, entry.numel(), *tiling.arguments[:-4]),
+            (entry, *tensors[:2], *place, entry.numel(), *tiling.arguments[:-4]),
             tiling.constants,
         ),
     ]

@@ -106,13 +106,13 @@ def extrapolate(
 
 def plan(out: Tensor, live_in: Tensor | None, history: Tensor, coefficients: Tensor | None) -> list[Launch]:
     """The launch that fills ``out``."""
-    tiling = plan_tiles([live_in, out], elements_per_program(out, live_in, history))
+    tiling, tensors = plan_tiles([live_in, out], elements_per_program(out, live_in, history))
     rows_and_strides = tiling.arguments[:-4]
     return [
         Launch(
             extrapolate_kernel,
             tiling.count,
-            (out, tiling.tensors[0], history, coefficients, out.numel(), *rows_and_strides),
+            (out, tensors[0], history, coefficients, out.numel(), *rows_and_strides),
             {"ENTRIES": 1 if coefficients is None else history.shape[0], **tiling.constants},
         )
     ]

@@ -215,13 +215,13 @@ def plan(
     select = important > 0.0
     values = [None if value is None else every_nth(value, downsample_factor) for value in (out, inp)]
     # The size of float32 tiles whatever the values are: two running sums per element fill the registers.
-    tiling = plan_tiles([*values, reference], elements_per_program(reference), keep_channels=select)
+    tiling, tensors = plan_tiles([*values, reference], elements_per_program(reference), keep_channels=select)
     kernel, programs, count = sum_tiles_kernel, min(tiling.count, PARTIALS), min(tiling.count, PARTIALS)
     if select:
         kernel, programs, count = sum_tokens_kernel, tiling.row_tiles, tiling.rows
     partials = torch.empty((2, count), dtype=torch.float32, device=out.device)
     return [
-        Launch(kernel, programs, (partials, *tiling.tensors, *tiling.arguments[:-4]), tiling.constants),
+        Launch(kernel, programs, (partials, *tensors, *tiling.arguments[:-4]), tiling.constants),
         Launch(combine_kernel, 1, (sums, partials, count, important), {"SELECT": select, "BLOCK": _COMBINED}),
     ]
 

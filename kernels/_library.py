@@ -23,7 +23,7 @@ def register_operator(schema: str, implementation: Callable[..., Any], fake: Cal
     """Define ``fxcache::<schema>`` with one implementation for all devices and a fake one for tracing.
 
     ``schema`` declares mutation as usual (``Tensor(a!)``); the graph passes and Inductor order the operators by it.
-    Every operator takes any strides, so Inductor need not copy a value into another layout first.
+    Values of the model may have any strides, so Inductor need not copy a value into another layout first.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))

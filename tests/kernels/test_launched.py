@@ -125,7 +125,7 @@ def test_products_over_many_programs(dtype):
     window_products(torch.tensor(1), history, gram)
     flat = history.double().flatten(1)
     allowed = PRODUCTS * flat.norm(dim=1) * flat[1].norm()
-    assert ((gram[1] - flat @ flat[1]).abs() <= allowed).all()
+    assert ((gram[1] - (flat * flat[1]).sum(1)).abs() <= allowed).all()
     assert torch.equal(gram[1], gram[:, 1])
 
 

@@ -28,7 +28,8 @@ except ImportError:  # only Linux has it; without it the kernels are names that 
 
 WARPS = 4
 PARTIALS = 4096
-"""Most programs of a reduction: several for every place on the largest GPU, few enough for one program to combine."""
+"""Most programs of a reduction: several for every place on the largest GPU; one program combines as many at once."""
+COMBINING_WARPS = 16
 
 _ELEMENTS = {
     ("cuda", 2): 2048, ("cuda", 4): 1024, ("cuda", 8): 1024,

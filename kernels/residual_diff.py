@@ -16,11 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxcache.kernels._launch import PARTIALS, Launch, elements_per_program, jit, run, runs_triton, tl
+from fxcache.kernels._launch import COMBINING_WARPS, PARTIALS, Launch, elements_per_program, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
 from fxcache.kernels._tiles import offsets, plan_tiles, tile_numbers
-
-_COMBINED = 1024
 
 
 def every_nth(tensor: Tensor, downsample_factor: int) -> Tensor:
@@ -222,7 +220,13 @@ def plan(
     partials = torch.empty((2, count), dtype=torch.float32, device=out.device)
     return [
         Launch(kernel, programs, (partials, *tensors, *tiling.arguments[:-4]), tiling.constants),
-        Launch(combine_kernel, 1, (sums, partials, count, important), {"SELECT": select, "BLOCK": _COMBINED}),
+        Launch(
+            combine_kernel,
+            1,
+            (sums, partials, count, important),
+            {"SELECT": select, "BLOCK": PARTIALS},
+            COMBINING_WARPS,
+        ),
     ]
 
 

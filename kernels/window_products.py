@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from fxcache.kernels._forecast import MAX_ENTRIES
-from fxcache.kernels._launch import PARTIALS, Launch, elements_per_program, jit, run, runs_triton, tl
+from fxcache.kernels._launch import COMBINING_WARPS, PARTIALS, Launch, elements_per_program, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
 from fxcache.kernels._memory import check_apart
 
-_COMBINED = 1024
+_STEPS = 4
+"""Blocks between two sums over all threads: a sum takes as long as reading a block, and a few blocks stay in cache."""
 
 
 def window_products_reference(slot: Tensor, history: Tensor, gram: Tensor) -> None:
@@ -44,6 +45,7 @@ def multiply_kernel(
     ENTRIES: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
 ) -> None:
     """Every program: products of its share of every entry and of the newest, into its column of ``partials``.
 
@@ -58,14 +60,18 @@ def multiply_kernel(
     program, programs = tl.program_id(0), tl.num_programs(0)
     o_entry = tl.arange(0, PADDED)
     b_products = tl.zeros([PADDED], tl.float64)
-    for block in range(program, tl.cdiv(entry_size, BLOCK), programs):
-        o_flat = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        m_flat = o_flat < entry_size
-        b_newest = tl.load(newest_ptr + o_flat, mask=m_flat, other=0.0).to(tl.float64)
-        p_entry = history_ptr + o_flat
+    for share in range(program, tl.cdiv(entry_size, STEPS * BLOCK), programs):
+        o_flat = tl.cast(share, tl.int64) * (STEPS * BLOCK) + tl.arange(0, BLOCK)
+        p_entry = history_ptr
         for entry in tl.static_range(ENTRIES):
-            product = tl.sum(b_newest * tl.load(p_entry, mask=m_flat, other=0.0).to(tl.float64))
-            b_products += tl.where(o_entry == entry, product, 0.0)
+            b_sum = tl.zeros([BLOCK], tl.float64)
+            for step in tl.static_range(STEPS):
+                o_step = o_flat + step * BLOCK
+                m_step = o_step < entry_size
+                # The newest entry comes from memory the first time only, afterwards from the cache.
+                b_newest = tl.load(newest_ptr + o_step, mask=m_step, other=0.0).to(tl.float64)
+                b_sum += b_newest * tl.load(p_entry + o_step, mask=m_step, other=0.0).to(tl.float64)
+            b_products += tl.where(o_entry == entry, tl.sum(b_sum), 0.0)
             p_entry += entry_size
     tl.store(partials_ptr + o_entry * programs + program, b_products, mask=o_entry < ENTRIES)
 
@@ -118,7 +124,7 @@ def plan(slot: Tensor, index: int | None, history: Tensor, gram: Tensor) -> list
     """The launches; ``index`` is the slot where the host knows it."""
     entries, place, device_slot = history.shape[0], index or 0, slot if index is None else None
     entry, block = history[place], elements_per_program(gram)
-    count = min(-(-entry.numel() // block), PARTIALS)
+    count = min(-(-entry.numel() // (_STEPS * block)), PARTIALS)
     partials = torch.empty((entries, count), dtype=torch.float64, device=history.device)
     matrix = (gram[place], gram[:, place], *gram.stride())
     padded = 1 << (entries - 1).bit_length()
@@ -127,13 +133,14 @@ def plan(slot: Tensor, index: int | None, history: Tensor, gram: Tensor) -> list
             multiply_kernel,
             count,
             (partials, entry, history, device_slot, entry.numel()),
-            {"ENTRIES": entries, "PADDED": padded, "BLOCK": block},
+            {"ENTRIES": entries, "PADDED": padded, "BLOCK": block, "STEPS": _STEPS},
         ),
         Launch(
             add_up_kernel,
             entries,
             (*matrix, partials, device_slot, count),
-            {"ENTRIES": entries, "BLOCK": _COMBINED},
+            {"ENTRIES": entries, "BLOCK": PARTIALS},
+            COMBINING_WARPS,
         ),
     ]
 

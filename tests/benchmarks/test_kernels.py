@@ -77,4 +77,4 @@ def test_the_table_marks_what_misses_a_goal(run: tuple[dict[str, Any], Path], ca
     kernels.print_rows([row])
     shown = capsys.readouterr().out
     assert "85% !" in shown and "120%" in shown and "120% !" not in shown
-    assert "goals: of copy >= 90%, of Inductor >= 100%" in shown
+    assert "goals: of copy >= 90%, of Inductor >= 98%" in shown

@@ -81,9 +81,13 @@ def test_axes_that_cannot_be_merged(important):
 
 
 def test_more_tiles_than_programs(monkeypatch):
-    monkeypatch.setattr(residual_diff_file, "PARTIALS", 3)
-    monkeypatch.setattr(residual_diff_file, "_COMBINED", 2)
-    tensors = [made(9, 1000, seed=seed) for seed in range(3)]
+    monkeypatch.setattr(residual_diff_file, "PARTIALS", 4)
+    monkeypatch.setattr(window_products_file, "PARTIALS", 2)
+    tensors = [made(9, 1300, seed=seed) for seed in range(3)]
+    history, gram = made(3, 9, 1300), poisoned(3, 3, dtype=torch.float64).to(DEVICE)
+    window_products(torch.tensor(2), history, gram)
+    flat = history.double().flatten(1)
+    torch.testing.assert_close(gram[2], (flat * flat[2]).sum(1), rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(residual_diff(*tensors), residual_diff_reference(*tensors), rtol=1e-5, atol=0)
     every = tensors[2][:, ::3].contiguous()
     for important in (0.0, 1.0):

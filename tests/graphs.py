@@ -166,8 +166,11 @@ def _options(changed: dict[str, Any]) -> Options:
     return Options(**{"Fn_compute_blocks": 1, "inner_backend": "eager", **changed})
 
 
-def new_state(plan: Plan, like: Sequence[Any] = (), **told: float) -> list[Tensor]:
-    """Zeroed values for the inputs that the passes added, with the control vector told what to do."""
+def new_state(plan: Plan, like: Sequence[Any] = (), **told: float | Sequence[float]) -> list[Tensor]:
+    """Zeroed values for the inputs that the passes added, with the control vector told what to do.
+
+    One step is stored, in slot 0 at time 0, and this one would be stored there too.
+    """
     sizes = {}
     for node in plan.placeholders["control"].graph.find_nodes(op="placeholder"):
         if isinstance(node.meta["val"], torch.SymInt):
@@ -178,14 +181,16 @@ def new_state(plan: Plan, like: Sequence[Any] = (), **told: float) -> list[Tenso
         shape = [s if isinstance(s, int) else int(s.node.expr.subs(sizes)) for s in value.shape]
         made.append(torch.zeros(shape, dtype=value.dtype))
     assert made[0].shape == (CONTROL_SIZE,)
-    tell(made[0], **told)
+    tell(made[0], **{"count": 1, "now": 1, **told})
     return made
 
 
-def tell(control: Tensor, **told: float) -> None:
-    """Write into slots of the control vector by their names in small letters."""
+def tell(control: Tensor, **told: float | Sequence[float]) -> None:
+    """Write into slots of the control vector by their names in small letters; several numbers stand side by side."""
     for name, value in told.items():
-        control[Control[name.upper()]] = value
+        values = torch.tensor([value]).flatten().double()
+        start = Control[name.upper()]
+        control[start : start + len(values)] = values
 
 
 def printed(gm: GraphModule) -> str:
@@ -221,7 +226,7 @@ def _printed(gm: GraphModule) -> str:
 def _argument(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(map(_argument, value)) + ")"
-    return str(value)
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def _type(value: Any) -> str:
@@ -233,5 +238,5 @@ def _type(value: Any) -> str:
 
 
 def text(block: str) -> str:
-    """A printed graph as it stands in a test, without its indentation."""
-    return dedent(block).strip("\n")
+    """A printed graph as it stands in a test, without its indentation and that of continued lines."""
+    return re.sub(r"(?<=\S) +", " ", dedent(block).strip("\n"))

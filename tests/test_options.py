@@ -17,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxcache import options as options_module
-from fxcache.configs import DBCacheConfig
+from fxcache.configs import (
+    DBCacheConfig,
+    DMDCalibratorConfig,
+    FoCaCalibratorConfig,
+    RegressionCalibratorConfig,
+    TaylorSeerCalibratorConfig,
+)
 from fxcache.errors import OptionError
 from fxcache.options import Options, options_table
 
@@ -25,9 +31,12 @@ NAN, INF = math.nan, math.inf
 NAMES = [entry.name for entry in dataclasses.fields(Options)]
 
 
-def integer_cases(name: str, low: int, *, optional: bool = False):
-    expected = f"{'None or ' if optional else ''}an integer >= {low}"
+def integer_cases(name: str, low: int, high: int | None = None, *, optional: bool = False):
+    span = f">= {low}" if high is None else f"from {low} to {high}"
+    expected = f"{'None or ' if optional else ''}an integer {span}"
     bad = [(low - 1, str(low - 1)), (True, "True"), (2.0, "2.0"), ("2", "'2'"), (NAN, "nan"), ([2], "[2]")]
+    if high is not None:
+        bad.append((high + 1, str(high + 1)))
     if not optional:
         bad.append((None, "None"))
     return [(name, value, f"{name}={shown}: expected {expected}") for value, shown in bad]
@@ -45,10 +54,12 @@ def number_cases(name: str, limit: str = "", below: float | None = None, *, opti
 
 NAMES_WANTED = "expected a sequence of different non-empty names, such as ['blocks']"
 PLAIN = "expected None, bool, int, float, str, or a list or mapping of these"
-NO_CALIBRATORS = "expected None; this version has no calibrators"
+CALIBRATORS = "expected None or 'taylorseer' or 'foca' or 'dmd' or 'regression'"
+MASK = "expected None, or one 0 (reuse) or 1 (compute) per step, such as '1101001' or [1, 1, 0]"
+DTYPE = "expected None, 'float32', 'bfloat16' or 'float16'"
 
 BAD = [
-    *integer_cases("Fn_compute_blocks", 1, optional=True),
+    *integer_cases("Fn_compute_blocks", 0, optional=True),
     *integer_cases("Bn_compute_blocks", 0),
     *number_cases("residual_diff_threshold"),
     *integer_cases("max_warmup_steps", 0),
@@ -64,8 +75,52 @@ BAD = [
     *integer_cases("max_state_bytes", 1, optional=True),
     ("method", "dbcach", "method='dbcach': expected 'dbcache'; did you mean 'dbcache'?"),
     ("method", None, "method=None: expected 'dbcache'"),
-    ("calibrator", "taylorseer", f"calibrator='taylorseer': {NO_CALIBRATORS}"),
-    ("calibrator", False, f"calibrator=False: {NO_CALIBRATORS}"),
+    *integer_cases("taylorseer_order", 1, 4),
+    *integer_cases("dmd_history", 4, 8),
+    *integer_cases("dmd_rank", 0, 7),
+    *number_cases("dmd_ridge", " >= 0", -1e-9),
+    *integer_cases("regression_history", 2, 8),
+    *number_cases("regression_ridge", " >= 0", -1e-9),
+    ("calibrator", "taylor", f"calibrator='taylor': {CALIBRATORS}; did you mean 'taylorseer'?"),
+    ("calibrator", "TaylorSeer", f"calibrator='TaylorSeer': {CALIBRATORS}; did you mean 'taylorseer'?"),
+    ("calibrator", False, f"calibrator=False: {CALIBRATORS}"),
+    (
+        "indicator",
+        "Residual",
+        "indicator='Residual': expected None or 'residual' or 'forecast'; did you mean 'residual'?",
+    ),
+    ("indicator", True, "indicator=True: expected None or 'residual' or 'forecast'"),
+    ("steps_computation_mask", "", f"steps_computation_mask='': {MASK}"),
+    ("steps_computation_mask", [], f"steps_computation_mask=[]: {MASK}"),
+    ("steps_computation_mask", "1021", f"steps_computation_mask='1021': {MASK}"),
+    ("steps_computation_mask", [1, 2], f"steps_computation_mask=[1, 2]: {MASK}"),
+    ("steps_computation_mask", [1, None], f"steps_computation_mask=[1, None]: {MASK}"),
+    ("steps_computation_mask", 101, f"steps_computation_mask=101: {MASK}"),
+    ("steps_computation_mask", {1, 0}, f"steps_computation_mask={{0, 1}}: {MASK}"),
+    (
+        "steps_computation_policy",
+        "dynamc",
+        "steps_computation_policy='dynamc': expected 'dynamic' or 'static'; did you mean 'dynamic'?",
+    ),
+    ("steps_computation_policy", None, "steps_computation_policy=None: expected 'dynamic' or 'static'"),
+    ("enable_calibrator", 1, "enable_calibrator=1: expected True or False"),
+    ("enable_calibrator", None, "enable_calibrator=None: expected True or False"),
+    ("enable_encoder_calibrator", "no", "enable_encoder_calibrator='no': expected True or False"),
+    (
+        "calibrator_cache_type",
+        "hidden",
+        "calibrator_cache_type='hidden': expected 'residual' or 'hidden_states'; did you mean 'hidden_states'?",
+    ),
+    ("calibrator_cache_type", None, "calibrator_cache_type=None: expected 'residual' or 'hidden_states'"),
+    ("calibrator_dtype", "float64", f"calibrator_dtype='float64': {DTYPE}"),
+    ("calibrator_dtype", torch.int8, f"calibrator_dtype=torch.int8: {DTYPE}"),
+    ("calibrator_dtype", 32, f"calibrator_dtype=32: {DTYPE}"),
+    (
+        "calibrator_time",
+        "steps",
+        "calibrator_time='steps': expected 'step' or 'timestep' or 'sigma'; did you mean 'step'?",
+    ),
+    ("calibrator_time", None, "calibrator_time=None: expected 'step' or 'timestep' or 'sigma'"),
     ("trunk", "blocks", f"trunk='blocks': {NAMES_WANTED}"),
     ("trunk", None, f"trunk=None: {NAMES_WANTED}"),
     ("trunk", [""], f"trunk=['']: {NAMES_WANTED}"),
@@ -110,7 +165,8 @@ def test_every_option_is_checked():
     [
         ("residual_diff_treshold", "unknown option 'residual_diff_treshold': did you mean 'residual_diff_threshold'?"),
         ("Fn_compute_block", "unknown option 'Fn_compute_block': did you mean 'Fn_compute_blocks'?"),
-        ("taylorseer_order", f"unknown option 'taylorseer_order': valid: {', '.join(NAMES)}"),
+        ("taylorseer_orders", "unknown option 'taylorseer_orders': did you mean 'taylorseer_order'?"),
+        ("cfg_scale", f"unknown option 'cfg_scale': valid: {', '.join(NAMES)}"),
         (7, f"unknown option 7: valid: {', '.join(NAMES)}"),
     ],
 )
@@ -231,11 +287,26 @@ CHANGES = {
     "l1_hidden_states_diff_threshold": 0.1,
     "important_condition_threshold": 0.1,
     "downsample_factor": 2,
+    "indicator": "forecast",
+    "steps_computation_policy": "static",
+    "calibrator": "foca",
+    "enable_calibrator": False,
+    "enable_encoder_calibrator": False,
+    "calibrator_cache_type": "hidden_states",
+    "calibrator_dtype": "float16",
+    "calibrator_time": "sigma",
+    "taylorseer_order": 2,
+    "dmd_history": 5,
+    "dmd_rank": 2,
+    "dmd_ridge": 0.0,
+    "regression_history": 4,
+    "regression_ridge": 0.0,
     "trunk": ("blocks",),
     "inner_backend": "eager",
     "inner_options": {"max_autotune": True},
 }
 HOST_ONLY = {"on_refusal": "raise", "dump_dir": "x", "max_contexts": 2, "max_state_bytes": 10}
+HOST_ONLY["steps_computation_mask"] = (1, 0)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -251,7 +322,7 @@ def test_host_options_keep_the_fingerprint(name: str):
 
 
 def test_every_option_is_in_one_of_the_two_kinds():
-    single_valued = {"method", "calibrator"}
+    single_valued = {"method"}
     assert {*CHANGES, *HOST_ONLY, *single_valued} == set(NAMES)
 
 
@@ -329,14 +400,24 @@ def test_the_table_has_every_option_with_a_meaning():
 
 def test_config_shares_names_defaults_and_types_with_the_options():
     of_options = {entry.name: entry for entry in dataclasses.fields(Options)}
-    for entry in dataclasses.fields(DBCacheConfig):
-        assert (entry.type, entry.default) == (of_options[entry.name].type, of_options[entry.name].default)
+    # what a user may write for an option that is kept in a narrower form
+    written = {"steps_computation_mask": "str | Sequence[int] | None"}
+    written |= dict.fromkeys(("steps_computation_policy", "calibrator_cache_type", "calibrator_time"), "str")
+    written |= {"indicator": "str | None", "calibrator_dtype": "Any"}
+    configs = (FoCaCalibratorConfig, TaylorSeerCalibratorConfig, DMDCalibratorConfig, RegressionCalibratorConfig)
+    for config in (DBCacheConfig, *configs):
+        for entry in dataclasses.fields(config):
+            option = of_options[entry.name]
+            assert (entry.type, entry.default) == (written.get(entry.name, option.type), option.default)
+    assert {entry.name for config in configs for entry in dataclasses.fields(config)} == {
+        name for name in NAMES if name.startswith(("calibrator_", "enable_", "taylorseer_", "dmd_", "regression_"))
+    }
     assert DBCacheConfig().to_options() == Options()
 
 
 def test_config_checks_its_values_when_it_is_built():
-    with pytest.raises(OptionError, match=r"^Fn_compute_blocks=0: expected None or an integer >= 1$"):
-        DBCacheConfig(Fn_compute_blocks=0)
+    with pytest.raises(OptionError, match=r"^Fn_compute_blocks=-1: expected None or an integer >= 0$"):
+        DBCacheConfig(Fn_compute_blocks=-1)
     assert type(DBCacheConfig(residual_diff_threshold=1).residual_diff_threshold) is float
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxcache.kernels import CONTROL_SIZE, Control, clock_restarted, decide_reference
+from fxcache.kernels import CONTROL_SIZE, Ask, Control, clock_restarted, decide_reference
 from tests.graphs import tell
 
 decide = torch.ops.fxcache.decide.default
@@ -19,19 +19,27 @@ NAN, INF = math.nan, math.inf
 def control_for(**told: float) -> Tensor:
     control = torch.full((CONTROL_SIZE,), NAN, dtype=torch.float64)
     control[: Control.REUSED] = 0.0
-    tell(control, **{"decide": 1.0, "store": 1.0, "threshold": 0.1, **told})
+    tell(control, **{"mode": Ask.DECIDE, "store": 1.0, "threshold": 0.1, "count": 1.0, "slots": 0.0, **told})
     return control
+
+
+def rows(*health: float) -> Tensor:
+    """One history of one entry per number."""
+    return torch.tensor(health).view(-1, 1)
 
 
 def decided(
     numerator: float = 0.05, denominator: float = 1.0, health: tuple[float, ...] = (0.0, 0.0), **told: float
 ) -> tuple[bool, bool, Tensor]:
-    control = control_for(**told)
-    reuse, store = decide(torch.tensor([numerator, denominator]), torch.tensor(health), torch.zeros(3), control)
-    for flag in (reuse, store):
-        assert (flag.dtype, flag.shape, flag.device.type) == (torch.bool, (), "cpu")
+    """Without a forecast: reuse, whether the step is stored, and the control vector afterwards."""
+    control, sums = control_for(**told), torch.tensor([numerator, denominator])
+    reuse, slot, first, weights = decide(sums, [], rows(*health), torch.zeros(3), control, "", range(len(health)))
+    for result, dtype in ((reuse, torch.bool), (slot, torch.int64), (first, torch.int64)):
+        assert (result.dtype, result.shape, result.device.type) == (dtype, (), "cpu")
+    assert (weights.dtype, weights.shape) == (torch.float32, (0,))
     assert bool(control[Control.REUSED]) == bool(reuse)
-    return bool(reuse), bool(store), control
+    assert int(slot) == int(first) and int(slot) in (0, -1)
+    return bool(reuse), int(slot) == 0, control
 
 
 @pytest.mark.parametrize(
@@ -64,16 +72,16 @@ def test_threshold(numerator, denominator, threshold, reuse, difference):
     assert bool(control[Control.MEASURED]) == (finite and math.isfinite(difference))
 
 
-@pytest.mark.parametrize(("mode", "may_store", "small"), list(itertools.product([True, False], repeat=3)))
+@pytest.mark.parametrize(("mode", "may_store", "small"), list(itertools.product(Ask, [True, False], [True, False])))
 def test_mode_and_permission(mode, may_store, small):
-    reuse, store, control = decided(0.05 if small else 0.5, decide=mode, store=may_store)
-    assert reuse == (mode and small)
+    reuse, store, control = decided(0.05 if small else 0.5, mode=mode, store=may_store)
+    assert reuse == (mode == Ask.REUSE or (mode == Ask.DECIDE and small))
     assert store == (may_store and not reuse)
-    assert bool(control[Control.MEASURED]) == mode
+    assert bool(control[Control.MEASURED]) == (mode == Ask.DECIDE)
 
 
 def test_mode_compute_looks_at_nothing():
-    reuse, store, control = decided(NAN, NAN, (NAN,), decide=0.0)
+    reuse, store, control = decided(NAN, NAN, (NAN,), mode=Ask.COMPUTE)
     assert (reuse, store) == (False, True)
     assert control[Control.FINITE]
     assert math.isnan(control[Control.DIFFERENCE])
@@ -110,34 +118,36 @@ def test_clock(direction, previous, now, repeat_allowed, restarted):
     clock = torch.tensor([direction, previous, now])
     assert clock_restarted(direction, previous, now, repeat_allowed) == restarted
     control = control_for(check_clock=1.0, repeat_allowed=float(repeat_allowed))
-    reuse, store = decide(torch.tensor([0.01, 1.0]), torch.zeros(2), clock, control)
-    assert (bool(reuse), bool(store)) == (not restarted, restarted)
+    reuse, slot, *_ = decide(torch.tensor([0.01, 1.0]), [], rows(0.0, 0.0), clock, control)
+    assert (bool(reuse), int(slot) == 0) == (not restarted, restarted)
     assert bool(control[Control.RESTARTED]) == restarted
-    seen = control[Control.CLOCK_DIRECTION :].tolist()
+    seen = control[Control.CLOCK_DIRECTION : Control.TIMES].tolist()
     assert seen == pytest.approx([direction, previous, now], nan_ok=True)
 
 
 def test_a_clock_that_is_not_asked_for_is_not_looked_at():
     control = control_for()
-    reuse, _ = decide(torch.tensor([0.01, 1.0]), torch.zeros(1), torch.full((3,), NAN), control)
+    reuse, *_ = decide(torch.tensor([0.01, 1.0]), [], rows(0.0), torch.full((3,), NAN), control)
     assert bool(reuse)
     assert not control[Control.RESTARTED]
-    assert control[Control.CLOCK_DIRECTION :].isnan().all()
+    assert control[Control.CLOCK_DIRECTION : Control.TIMES].isnan().all()
 
 
 def test_what_the_host_said_stays():
     control = control_for(check_clock=1.0, threshold=0.25)
-    told = control[: Control.REUSED].clone()
-    decide(torch.tensor([0.01, 1.0]), torch.zeros(1), torch.tensor([-1.0, 2.0, 1.0]), control)
-    assert torch.equal(control[: Control.REUSED], told)
+    tell(control, times=[7.0, 5.0, 4.0], slots=[0.0, 2.0, 1.0])
+    told = control.clone()
+    decide(torch.tensor([0.01, 1.0]), [], rows(0.0), torch.tensor([-1.0, 2.0, 1.0]), control)
+    assert torch.equal(control[: Control.REUSED], told[: Control.REUSED])
+    assert torch.equal(control[Control.TIMES :].nan_to_num(-1), told[Control.TIMES :].nan_to_num(-1))
     assert not control[Control.REUSED : Control.DIFFERENCE].isnan().any()
 
 
 def test_the_same_every_time():
     controls = [control_for() for _ in range(3)]
-    inputs = torch.tensor([0.0123, 0.456]), torch.zeros(2), torch.zeros(3)
-    results = [torch.stack(decide(*inputs, control)) for control in controls]
-    results.append(torch.stack(decide_reference(*inputs, controls[0])))
+    inputs = torch.tensor([0.0123, 0.456]), [], rows(0.0, 0.0), torch.zeros(3)
+    results = [torch.stack(decide(*inputs, control)[:3]) for control in controls]
+    results.append(torch.stack(decide_reference(*inputs, controls[0])[:3]))
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.equal(controls[1].nan_to_num(), controls[2].nan_to_num())
 
@@ -145,23 +155,23 @@ def test_the_same_every_time():
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_compiled(backend):
     def step(sums, health, clock, control):
-        reuse, store = decide(sums * 2, health, clock, control)
-        return torch.cond(reuse, torch.sin, torch.cos, (sums,)), store
+        reuse, slot, first, _ = decide(sums * 2, [], health, clock, control, "", [0])
+        return torch.cond(reuse, torch.sin, torch.cos, (sums,)), slot, first
 
     compiled = torch.compile(step, backend=backend, fullgraph=True)
     with torch.no_grad():
         for numerator, reuse in ((0.01, True), (0.2, False)):
             sums, control = torch.tensor([numerator, 1.0]), control_for()
-            out, store = compiled(sums, torch.zeros(1), torch.zeros(3), control)
+            out, slot, first = compiled(sums, rows(0.0), torch.zeros(3), control)
             torch.testing.assert_close(out, sums.sin() if reuse else sums.cos())
-            assert bool(store) != reuse
+            assert int(slot) == int(first) == (-1 if reuse else 0)
             assert bool(control[Control.REUSED]) == reuse
 
 
-@pytest.mark.parametrize("mode", [0.0, 1.0])
+@pytest.mark.parametrize("mode", list(Ask))
 def test_registration(mode):
     # NaN in the vector would make opcheck's comparison of mutated inputs fail
     control = torch.zeros(CONTROL_SIZE, dtype=torch.float64)
-    tell(control, decide=mode, check_clock=1.0)
-    arguments = torch.tensor([0.1, 1.0]), torch.zeros(2), torch.tensor([1.0, 2.0, 3.0]), control
+    tell(control, mode=mode, check_clock=1.0, count=1.0)
+    arguments = torch.tensor([0.1, 1.0]), [], rows(0.0, 0.0), torch.tensor([1.0, 2.0, 3.0]), control, "", [0, 1]
     torch.library.opcheck(decide, arguments)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fxcache.kernels import Ask
 from fxcache.rewrite.commit_state import commit_state
 from tests.graphs import Sketch, new_state, printed, tell, text
 from tests.rewrite.sketches import SKETCHES, before, dynamic, glue, plain, two_users
@@ -23,11 +24,11 @@ def test_reference_and_caches() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[13]
-        fxcache_health: f32[2]
+        fxcache_control: f64[32]
+        fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
-        fxcache_reference: f32[6, 4]
-        fxcache_cache_0: f32[6, 4]
+        fxcache_reference: f32[1, 6, 4]
+        fxcache_cache_0: f32[1, 6, 4]
         mm: f32[6, 4] = mm(h, w)
         relu: f32[6, 4] = relu(mm)
         mm_1: f32[6, 4] = mm(relu, w)
@@ -36,10 +37,14 @@ def test_reference_and_caches() -> None:
         relu_1: f32[6, 4] = relu(mm_2)
         mm_3: f32[6, 4] = mm(relu_1, w)
         add_1: f32[6, 4] = add(add, mm_3)
-        residual_diff: f32[2] = fxcache::residual_diff(add_1, h, fxcache_reference, 1, 0.0)
-        decide: (b8[], b8[]) = fxcache::decide(residual_diff, fxcache_health, fxcache_clock, fxcache_control)
+        select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
+        residual_diff: f32[2] = fxcache::residual_diff(add_1, h, select_int, 1, 0.0)
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
         getitem_1: b8[] = getitem(decide, 0)
-        getitem_2: b8[] = getitem(decide, 1)
+        getitem_2: i64[] = getitem(decide, 1)
+        getitem_3: i64[] = getitem(decide, 2)
+        getitem_4: f32[0] = getitem(decide, 3)
         fxcache_reuse = fxcache_reuse
         fxcache_compute_1 = fxcache_compute
         cond: (f32[6, 4]) = cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, add_1, fxcache_cache_0))
@@ -49,7 +54,7 @@ def test_reference_and_caches() -> None:
         fxcache_compute:
             w: f32[4, 4]
             add_1: f32[6, 4]
-            fxcache_cache_0: f32[6, 4]
+            fxcache_cache_0: f32[1, 6, 4]
             mm_4: f32[6, 4] = mm(add_1, w)
             relu_2: f32[6, 4] = relu(mm_4)
             mm_5: f32[6, 4] = mm(relu_2, w)
@@ -58,7 +63,7 @@ def test_reference_and_caches() -> None:
         fxcache_reuse:
             w: f32[4, 4]
             add_1: f32[6, 4]
-            fxcache_cache_0: f32[6, 4]
+            fxcache_cache_0: f32[1, 6, 4]
             extrapolate: f32[6, 4] = fxcache::extrapolate(add_1, fxcache_cache_0)
             return (extrapolate)
     """)
@@ -66,11 +71,11 @@ def test_reference_and_caches() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[13]
-        fxcache_health: f32[2]
+        fxcache_control: f64[32]
+        fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
-        fxcache_reference: f32[6, 4]
-        fxcache_cache_0: f32[6, 4]
+        fxcache_reference: f32[1, 6, 4]
+        fxcache_cache_0: f32[1, 6, 4]
         mm: f32[6, 4] = mm(h, w)
         relu: f32[6, 4] = relu(mm)
         mm_1: f32[6, 4] = mm(relu, w)
@@ -79,22 +84,26 @@ def test_reference_and_caches() -> None:
         relu_1: f32[6, 4] = relu(mm_2)
         mm_3: f32[6, 4] = mm(relu_1, w)
         add_1: f32[6, 4] = add(add, mm_3)
-        residual_diff: f32[2] = fxcache::residual_diff(add_1, h, fxcache_reference, 1, 0.0)
-        decide: (b8[], b8[]) = fxcache::decide(residual_diff, fxcache_health, fxcache_clock, fxcache_control)
+        select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
+        residual_diff: f32[2] = fxcache::residual_diff(add_1, h, select_int, 1, 0.0)
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
         getitem_1: b8[] = getitem(decide, 0)
-        getitem_2: b8[] = getitem(decide, 1)
+        getitem_2: i64[] = getitem(decide, 1)
+        getitem_3: i64[] = getitem(decide, 2)
+        getitem_4: f32[0] = getitem(decide, 3)
         fxcache_reuse = fxcache_reuse
         fxcache_compute_1 = fxcache_compute
         cond: (f32[6, 4]) = cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, add_1, fxcache_cache_0))
         getitem: f32[6, 4] = getitem(cond, 0)
-        commit_1: NoneType = fxcache::commit(getitem_2, add_1, h, fxcache_reference, fxcache_health, 0, 1)
-        commit: NoneType = fxcache::commit(getitem_2, getitem, add_1, fxcache_cache_0, fxcache_health, 1, 1)
+        commit_1: NoneType = fxcache::commit(getitem_3, add_1, h, fxcache_reference, fxcache_health, 0, 1)
+        commit: NoneType = fxcache::commit(getitem_3, getitem, add_1, fxcache_cache_0, fxcache_health, 1, 1)
         add_3: f32[6, 4] = add(getitem, h)
         return (add_3)
         fxcache_compute:
             w: f32[4, 4]
             add_1: f32[6, 4]
-            fxcache_cache_0: f32[6, 4]
+            fxcache_cache_0: f32[1, 6, 4]
             mm_4: f32[6, 4] = mm(add_1, w)
             relu_2: f32[6, 4] = relu(mm_4)
             mm_5: f32[6, 4] = mm(relu_2, w)
@@ -103,7 +112,7 @@ def test_reference_and_caches() -> None:
         fxcache_reuse:
             w: f32[4, 4]
             add_1: f32[6, 4]
-            fxcache_cache_0: f32[6, 4]
+            fxcache_cache_0: f32[1, 6, 4]
             extrapolate: f32[6, 4] = fxcache::extrapolate(add_1, fxcache_cache_0)
             return (extrapolate)
     """)
@@ -115,9 +124,9 @@ def commits(sketch: Sketch, **options: object) -> list[str]:
 
 def test_one_commit_per_tensor() -> None:
     assert commits(two_users()) == [
-        "fxcache::commit(getitem_3, add, h, fxcache_reference, fxcache_health, 0, 1)",
-        "fxcache::commit(getitem_3, getitem, add, fxcache_cache_0, fxcache_health, 1, 1)",
-        "fxcache::commit(getitem_3, getitem_1, add, fxcache_cache_1, fxcache_health, 2, 1)",
+        "fxcache::commit(getitem_4, add, h, fxcache_reference, fxcache_health, 0, 1)",
+        "fxcache::commit(getitem_4, getitem, add, fxcache_cache_0, fxcache_health, 1, 1)",
+        "fxcache::commit(getitem_4, getitem_1, add, fxcache_cache_1, fxcache_health, 2, 1)",
     ]
 
 
@@ -128,8 +137,8 @@ def test_only_the_reference_is_downsampled() -> None:
 
 def test_dynamic_sizes() -> None:
     assert commits(dynamic()) == [
-        "fxcache::commit(getitem_2, add, cat, fxcache_reference, fxcache_health, 0, 1)",
-        "fxcache::commit(getitem_2, getitem, image_1, fxcache_cache_0, fxcache_health, 1, 1)",
+        "fxcache::commit(getitem_3, add, cat, fxcache_reference, fxcache_health, 0, 1)",
+        "fxcache::commit(getitem_3, getitem, image_1, fxcache_cache_0, fxcache_health, 1, 1)",
     ]
 
 
@@ -144,7 +153,7 @@ def test_numbers_stay_and_a_repeated_call_is_reused_exactly(build: Callable[[], 
     control, *state = new_state(plan, values, store=1)
     for got, wanted in zip(gm(*values, control, *state), expected, strict=True):
         assert torch.equal(got, wanted)
-    tell(control, decide=1, threshold=1e-9)
+    tell(control, mode=Ask.DECIDE, threshold=1e-9)
     kept = [tensor.clone() for tensor in state]
     tolerance = 1e-2 if state[-1].dtype is torch.bfloat16 else 1e-6
     for got, wanted in zip(gm(*values, control, *state), expected, strict=True):
@@ -162,7 +171,7 @@ def test_other_sizes_than_those_of_tracing() -> None:
         values = sketch.values(length=length, words=words)
         state = new_state(plan, values, store=1)
         assert torch.equal(gm(*values, *state)[0], original(*values)[0])
-        tell(state[0], decide=1, threshold=1e-9)
+        tell(state[0], mode=Ask.DECIDE, threshold=1e-9)
         torch.testing.assert_close(gm(*values, *state)[0], original(*values)[0])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fxcache.kernels import Control
+from fxcache.kernels import Ask, Control
 from fxcache.rewrite.insert_cond import REUSE, insert_cond
 from fxcache.rewrite.outline_middle import COMPUTE
 from tests.graphs import Sketch, aten, new_state, printed, tell, text
@@ -25,11 +25,11 @@ def test_cheap_branch() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[13]
-        fxcache_health: f32[2]
+        fxcache_control: f64[32]
+        fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
-        fxcache_reference: f32[6, 4]
-        fxcache_cache_0: f32[6, 4]
+        fxcache_reference: f32[1, 6, 4]
+        fxcache_cache_0: f32[1, 6, 4]
         mm: f32[6, 4] = mm(h, w)
         relu: f32[6, 4] = relu(mm)
         mm_1: f32[6, 4] = mm(relu, w)
@@ -38,10 +38,14 @@ def test_cheap_branch() -> None:
         relu_1: f32[6, 4] = relu(mm_2)
         mm_3: f32[6, 4] = mm(relu_1, w)
         add_1: f32[6, 4] = add(add, mm_3)
-        residual_diff: f32[2] = fxcache::residual_diff(add_1, h, fxcache_reference, 1, 0.0)
-        decide: (b8[], b8[]) = fxcache::decide(residual_diff, fxcache_health, fxcache_clock, fxcache_control)
+        select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
+        residual_diff: f32[2] = fxcache::residual_diff(add_1, h, select_int, 1, 0.0)
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
         getitem_1: b8[] = getitem(decide, 0)
-        getitem_2: b8[] = getitem(decide, 1)
+        getitem_2: i64[] = getitem(decide, 1)
+        getitem_3: i64[] = getitem(decide, 2)
+        getitem_4: f32[0] = getitem(decide, 3)
         fxcache_compute: (f32[6, 4]) = fxcache_compute(w, add_1)
         getitem: f32[6, 4] = getitem(fxcache_compute, 0)
         add_3: f32[6, 4] = add(getitem, h)
@@ -59,11 +63,11 @@ def test_cheap_branch() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[13]
-        fxcache_health: f32[2]
+        fxcache_control: f64[32]
+        fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
-        fxcache_reference: f32[6, 4]
-        fxcache_cache_0: f32[6, 4]
+        fxcache_reference: f32[1, 6, 4]
+        fxcache_cache_0: f32[1, 6, 4]
         mm: f32[6, 4] = mm(h, w)
         relu: f32[6, 4] = relu(mm)
         mm_1: f32[6, 4] = mm(relu, w)
@@ -72,10 +76,14 @@ def test_cheap_branch() -> None:
         relu_1: f32[6, 4] = relu(mm_2)
         mm_3: f32[6, 4] = mm(relu_1, w)
         add_1: f32[6, 4] = add(add, mm_3)
-        residual_diff: f32[2] = fxcache::residual_diff(add_1, h, fxcache_reference, 1, 0.0)
-        decide: (b8[], b8[]) = fxcache::decide(residual_diff, fxcache_health, fxcache_clock, fxcache_control)
+        select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
+        residual_diff: f32[2] = fxcache::residual_diff(add_1, h, select_int, 1, 0.0)
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
         getitem_1: b8[] = getitem(decide, 0)
-        getitem_2: b8[] = getitem(decide, 1)
+        getitem_2: i64[] = getitem(decide, 1)
+        getitem_3: i64[] = getitem(decide, 2)
+        getitem_4: f32[0] = getitem(decide, 3)
         fxcache_reuse = fxcache_reuse
         fxcache_compute_1 = fxcache_compute
         cond: (f32[6, 4]) = cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, add_1, fxcache_cache_0))
@@ -85,7 +93,7 @@ def test_cheap_branch() -> None:
         fxcache_compute:
             w: f32[4, 4]
             add_1: f32[6, 4]
-            fxcache_cache_0: f32[6, 4]
+            fxcache_cache_0: f32[1, 6, 4]
             mm_4: f32[6, 4] = mm(add_1, w)
             relu_2: f32[6, 4] = relu(mm_4)
             mm_5: f32[6, 4] = mm(relu_2, w)
@@ -94,7 +102,7 @@ def test_cheap_branch() -> None:
         fxcache_reuse:
             w: f32[4, 4]
             add_1: f32[6, 4]
-            fxcache_cache_0: f32[6, 4]
+            fxcache_cache_0: f32[1, 6, 4]
             extrapolate: f32[6, 4] = fxcache::extrapolate(add_1, fxcache_cache_0)
             return (extrapolate)
     """)
@@ -109,11 +117,11 @@ def test_dynamic_sizes() -> None:
         h: f32[n0, 4]
         e: f32[n1, 4]
         w: f32[4, 4]
-        fxcache_control: f64[13]
-        fxcache_health: f32[2]
+        fxcache_control: f64[32]
+        fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
-        fxcache_reference: f32[n0 + n1, 4]
-        fxcache_cache_0: f32[n0, 4]
+        fxcache_reference: f32[1, n0 + n1, 4]
+        fxcache_cache_0: f32[1, n0, 4]
         cat: f32[n0 + n1, 4] = cat((e, h))
         mm: f32[n0 + n1, 4] = mm(cat, w)
         relu: f32[n0 + n1, 4] = relu(mm)
@@ -125,10 +133,14 @@ def test_dynamic_sizes() -> None:
         add_1: f32[n0 + n1, 4] = add(add, mm_3)
         n: int = sym_size(e, 0)
         image_1: f32[n0, 4] = slice(add_1, 0, n, 9223372036854775807)
-        residual_diff: f32[2] = fxcache::residual_diff(add_1, cat, fxcache_reference, 1, 0.0)
-        decide: (b8[], b8[]) = fxcache::decide(residual_diff, fxcache_health, fxcache_clock, fxcache_control)
+        select_int: f32[n0 + n1, 4] = select(fxcache_reference, 0, 0)
+        residual_diff: f32[2] = fxcache::residual_diff(add_1, cat, select_int, 1, 0.0)
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
         getitem_1: b8[] = getitem(decide, 0)
-        getitem_2: b8[] = getitem(decide, 1)
+        getitem_2: i64[] = getitem(decide, 1)
+        getitem_3: i64[] = getitem(decide, 2)
+        getitem_4: f32[0] = getitem(decide, 3)
         fxcache_reuse = fxcache_reuse
         fxcache_compute_1 = fxcache_compute
         cond: (f32[n0, 4]) = cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, add_1, n, image_1, fxcache_cache_0))
@@ -140,7 +152,7 @@ def test_dynamic_sizes() -> None:
             add_1: f32[n0 + n1, 4]
             n: int
             image_1: f32[n0, 4]
-            fxcache_cache_0: f32[n0, 4]
+            fxcache_cache_0: f32[1, n0, 4]
             mm_4: f32[n0 + n1, 4] = mm(add_1, w)
             relu_2: f32[n0 + n1, 4] = relu(mm_4)
             mm_5: f32[n0 + n1, 4] = mm(relu_2, w)
@@ -153,10 +165,19 @@ def test_dynamic_sizes() -> None:
             add_1: f32[n0 + n1, 4]
             n: int
             image_1: f32[n0, 4]
-            fxcache_cache_0: f32[n0, 4]
+            fxcache_cache_0: f32[1, n0, 4]
             extrapolate: f32[n0, 4] = fxcache::extrapolate(image_1, fxcache_cache_0)
             return (extrapolate)
     """)
+
+
+@pytest.mark.parametrize("build", SKETCHES)
+def test_without_a_calibrator_no_weights_enter_the_branches(build: Callable[[], Sketch]) -> None:
+    gm, plan = before(build(), "insert_cond")
+    insert_cond(gm, plan)
+    assert plan.compute is not None and plan.weights is not None
+    assert plan.weights not in plan.compute.args[3]
+    assert not plan.weights.users
 
 
 @pytest.mark.parametrize("build", SKETCHES)
@@ -194,7 +215,7 @@ def test_numbers_of_both_branches(build: Callable[[], Sketch]) -> None:
         assert torch.equal(got, wanted)
     assert not control[Control.REUSED]
     reference.fill_(1.0)
-    tell(control, decide=1, threshold=1e9)
+    tell(control, mode=Ask.DECIDE, threshold=1e9)
     reused = gm(*values, control, health, clock, reference, *caches)
     assert control[Control.REUSED]
     assert any(not torch.equal(got, wanted) for got, wanted in zip(reused, expected, strict=True))

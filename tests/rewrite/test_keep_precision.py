@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fxcache.kernels import Ask
 from fxcache.options import Options
 from fxcache.rewrite.pipeline import Rewritten, rewrite
 from tests.graphs import new_state, tell
@@ -44,7 +45,7 @@ def test_operands_and_outputs_are_wide_and_nothing_is_lost(dtype):
     expected = graph.gm(*graph.real_inputs)
     got = result.gm(*graph.real_inputs, control, *state)
     assert all(map(torch.equal, got, expected))
-    tell(control, decide=1, threshold=1e-6)
+    tell(control, mode=Ask.DECIDE, threshold=1e-6)
     again = result.gm(*graph.real_inputs, control, *state)
     assert float((again[0] - expected[0]).float().norm() / expected[0].float().norm()) < 0.02
 

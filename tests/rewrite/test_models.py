@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxcache.errors import Refusal
-from fxcache.kernels import Control
+from fxcache.kernels import Ask, Control
 from fxcache.options import Options
 from fxcache.regions.discover import discover
 from fxcache.regions.references import leaves
@@ -153,7 +153,7 @@ def test_rewritten_graph(case: Case, first: int, last: int) -> None:
     for got, wanted in zip(computed, expected, strict=True):
         assert torch.equal(got, wanted) if isinstance(got, Tensor) else got == wanted
 
-    tell(control, decide=1, threshold=1e-6)
+    tell(control, mode=Ask.DECIDE, threshold=1e-6)
     reused = result.gm(*graph.real_inputs, control, *state)
     assert control[Control.REUSED]
     assert control[Control.DIFFERENCE] == 0.0

@@ -27,10 +27,14 @@ def test_every_computed_operand() -> None:
     gm, plan = before(plain(), "pin_layouts", inner_backend="inductor")
     assert lines(printed(gm)) == text("""
         add: f32[6, 4] = add(h, mm_1)
-        residual_diff: f32[2] = fxcache::residual_diff(add, h, fxcache_reference, 1, 0.0)
-        decide: (b8[], b8[]) = fxcache::decide(residual_diff, fxcache_health, fxcache_clock, fxcache_control)
+        select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
+        residual_diff: f32[2] = fxcache::residual_diff(add, h, select_int, 1, 0.0)
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
         getitem_1: b8[] = getitem(decide, 0)
-        getitem_2: b8[] = getitem(decide, 1)
+        getitem_2: i64[] = getitem(decide, 1)
+        getitem_3: i64[] = getitem(decide, 2)
+        getitem_4: f32[0] = getitem(decide, 3)
         fxcache_reuse = fxcache_reuse
         fxcache_compute_1 = fxcache_compute
         cond: (f32[6, 4]) = cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, add, fxcache_cache_0))
@@ -41,10 +45,14 @@ def test_every_computed_operand() -> None:
     assert pin_layouts(gm, plan) == 1
     assert lines(printed(gm)) == text("""
         add: f32[6, 4] = add(h, mm_1)
-        residual_diff: f32[2] = fxcache::residual_diff(add, h, fxcache_reference, 1, 0.0)
-        decide: (b8[], b8[]) = fxcache::decide(residual_diff, fxcache_health, fxcache_clock, fxcache_control)
+        select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
+        residual_diff: f32[2] = fxcache::residual_diff(add, h, select_int, 1, 0.0)
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
         getitem_1: b8[] = getitem(decide, 0)
-        getitem_2: b8[] = getitem(decide, 1)
+        getitem_2: i64[] = getitem(decide, 1)
+        getitem_3: i64[] = getitem(decide, 2)
+        getitem_4: f32[0] = getitem(decide, 3)
         fxcache_reuse = fxcache_reuse
         fxcache_compute_1 = fxcache_compute
         fxcache_settle: f32[6, 4] = fxcache_settle(add)

@@ -65,10 +65,10 @@ def test_names_of_branches(fakes):
     mixin = Mixin()
     assert signals.current_cache_context() is None
     with mixin.cache_context("cond", step_index=3, num_inference_steps=9, sigma=0.5):
-        assert signals.current_cache_context() == Branch("cond", 3, 9)
+        assert signals.current_cache_context() == Branch("cond", 3, 9, None, 0.5)
         with mixin.cache_context("inner", step_index="three"):
             assert signals.current_cache_context() == Branch("inner")
-        assert signals.current_cache_context() == Branch("cond", 3, 9)
+        assert signals.current_cache_context() == Branch("cond", 3, 9, None, 0.5)
     with pytest.raises(ZeroDivisionError), mixin.cache_context("uncond"):
         raise ZeroDivisionError
     assert signals.current_cache_context() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.calibrators.windows import SEEDS, combine, schedules, vectors, window
 
 
 def slope_of_the_parabola(times: tuple[float, ...], values: Tensor) -> Tensor:
-    """At the newest time, of the polynomial through at most three steps: its coefficients come from linear equations."""
+    """At the newest time, of the polynomial through at most three steps, from linear equations."""
     at = torch.tensor(times, dtype=torch.float64) - times[0]
     coefficients = torch.linalg.solve(torch.linalg.vander(at, N=len(at)), values)
     return coefficients[1]
@@ -89,7 +90,7 @@ def test_half_the_distance_is_a_quarter_of_the_error(gaps, forward):
         (lambda w: taylor_weights(w, 2), 8),
     ):
         errors = [error(weights_of, gaps, forward, size) for size in sizes]
-        assert [a / b for a, b in zip(errors, errors[1:], strict=False)] == pytest.approx([falls] * 2, rel=0.05)
+        assert [a / b for a, b in pairwise(errors)] == pytest.approx([falls] * 2, rel=0.05)
 
 
 @pytest.mark.parametrize("gaps", GAPS)

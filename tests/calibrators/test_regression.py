@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_a_ridge_without_limit_is_the_mean(count, seed):
 def test_more_ridge_is_less_weight(count, seed):
     drawn = vectors(count + 1, 4, seed)
     sizes = [float(weights_of(drawn[0], drawn[1:], ridge).norm()) for ridge in (1e-8, 1e-4, 1e-2, 1.0, 100.0)]
-    assert all(smaller <= larger * (1 + 1e-9) for larger, smaller in zip(sizes, sizes[1:], strict=False))
+    assert all(smaller <= larger * (1 + 1e-9) for larger, smaller in pairwise(sizes))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fxcache.calibrators.dmd import dmd, dmd_weights
 from fxcache.calibrators.taylorseer import taylor_weights
 from fxcache.kernels import forecaster
+from tests.calibrators import explicit
 from tests.calibrators.windows import SEEDS, combine, gram, schedules, vectors, window
 
 DIM = 24
@@ -81,19 +82,6 @@ def test_without_a_rank_what_the_snapshots_resolve_is_kept(name):
         torch.testing.assert_close(found, curve(1.5), rtol=0, atol=1e-5 * float(snapshots.abs().max()))
 
 
-def explicit(snapshots: np.ndarray, ahead: float, rank: int, ridge: float) -> np.ndarray:
-    """The decomposition of the columns themselves, oldest first, as the module's docstring has it."""
-    older, younger = snapshots[:, :-1], snapshots[:, 1:]
-    _, s, vh = np.linalg.svd(older, full_matrices=False)
-    kept = rank or int((s > 1e-4 * s[0]).sum())
-    v, inverse = vh[:kept].T, 1 / (s[:kept] + ridge * s[0])
-    u = older @ v * inverse
-    values, modes = np.linalg.eig(u.T @ younger @ v * inverse)
-    phi = younger @ v @ np.diag(inverse) @ modes
-    amplitudes = np.linalg.lstsq(phi, snapshots[:, -1].astype(complex), rcond=None)[0]
-    return (phi @ (values.astype(complex) ** ahead * amplitudes)).real
-
-
 @given(
     st.integers(4, 8), st.integers(1, 7), st.sampled_from([0.0, 1e-8, 1e-3, 0.1]), st.sampled_from([1.0, 2.5]), SEEDS
 )
@@ -104,8 +92,9 @@ def test_it_is_the_decomposition_of_the_explicit_snapshots(count, rank, ridge, a
     noise = vectors(count, DIM, seed + 1) * 0.3
     snapshots = torch.stack([curve(-age) for age in range(count)]) + noise
     assume(float(torch.linalg.cond(snapshots)) < 1e3)
-    found = forecast(snapshots, [float(-age) for age in range(count)], ahead, rank, ridge)
-    expected = explicit(snapshots.flip(0).T.numpy(), ahead, rank, ridge)
+    times = [float(-age) for age in range(count)]
+    found = forecast(snapshots, times, ahead, rank, ridge)
+    expected = explicit.dmd(times, ahead, snapshots.numpy(), rank, ridge) @ snapshots.numpy()
     atol = 1e-5 * float(snapshots.abs().max() + found.abs().max())
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=atol)
 

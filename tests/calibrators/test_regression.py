@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from fxcache.calibrators.regression import regression, regression_weights
 from fxcache.kernels import forecaster
+from tests.calibrators import explicit
 from tests.calibrators.windows import SEEDS, combine, products, vectors, window
 
 COUNTS = st.integers(2, 8)
@@ -38,14 +40,8 @@ def test_an_affine_combination_is_recovered(count, seed):
 def test_they_are_the_least_squares_of_the_explicit_vectors(count, seed, ridge):
     drawn = vectors(count + 1, 32, seed)
     observation, stored = drawn[0], drawn[1:]
-    differences = stored - observation
-    share = ridge * float(differences.square().sum(1).mean())
-    free = torch.cat([torch.ones(1, count - 1), -torch.eye(count - 1)]).double()  # keeps the sum as it is
-    first = torch.zeros(count, dtype=torch.float64)
-    first[0] = 1
-    tall = torch.cat([differences.T, math.sqrt(share) * torch.eye(count).double()])
-    moved = torch.linalg.lstsq(tall @ free, -(tall @ first)[:, None], driver="gelsd").solution[:, 0]
-    torch.testing.assert_close(weights_of(observation, stored, ridge), first + free @ moved, rtol=1e-6, atol=1e-6)
+    expected = explicit.regression(observation.numpy(), stored.numpy(), ridge)
+    np.testing.assert_allclose(weights_of(observation, stored, ridge).numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
 @given(COUNTS, st.integers(1, 5), SEEDS, RIDGES)

@@ -110,7 +110,7 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FoCaCalibratorConfig(CalibratorConfig):
-    """Predictor of second order and one correction."""
+    """A predictor and one correction."""
 
     calibrator: ClassVar[str] = "foca"
 

@@ -170,8 +170,8 @@ def _check(
         raise ValueError(f"history: entries of {tuple(history.shape[1:])}, what is stored is {tuple(stored)}")
     if live_in is not None and live_in.shape != live_out.shape:
         raise ValueError(f"live_in: shape {tuple(live_in.shape)}, that of live_out is {tuple(live_out.shape)}")
-    if health.ndim != 2 or health.shape[1] != entries or not 0 <= row < health.shape[0]:
-        raise ValueError(f"health: shape {tuple(health.shape)}, expected more than {row} rows of {entries}")
+    if health.ndim != 2 or health.shape[1] < entries or not 0 <= row < health.shape[0]:
+        raise ValueError(f"health: shape {tuple(health.shape)}, expected more than {row} rows of {entries} or more")
     values = {"live_out": live_out} if live_in is None else {"live_out": live_out, "live_in": live_in}
     check_apart({"history": history, "health": health}, values)
 

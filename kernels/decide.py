@@ -211,7 +211,7 @@ def _difference(
         return math.nan, False
     slots = [_slot(told, age) for age in range(used)]
     around = [0, *(1 + slot for slot in slots)]
-    row = weights[0, slots].tolist() if weights.numel() else [1.0]
+    row = weights[0, slots].tolist() if weights.numel() else [1.0, *[0.0] * (used - 1)]
     difference = forecast_error(observed[around][:, around], row)
     return difference, not math.isnan(difference) and math.isfinite(float(observed[0, 0]))
 

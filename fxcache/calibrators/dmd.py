@@ -7,8 +7,8 @@ For n snapshots at equal distances p, X the older ones and X' the younger ones (
 
 Everything but y lies in the span of the snapshots, so S, V, A and b come from their scalar products alone: matrices of
 n rows, n <= 8, and no decomposition of anything as long as a stream. Exact on sums of as many exponentials as the
-snapshots resolve. With fewer than four snapshots at equal distances, or a fit that is not finite: the straight line
-through the last two.
+snapshots resolve. With fewer than four snapshots at equal distances, or a fit that is not finite in float32: the
+straight line through the last two.
 
 Source: Schmid, J. Fluid Mech. 656 (2010); exact modes: Tu et al., J. Comput. Dyn. 1 (2014); method of snapshots.
 """
@@ -40,11 +40,13 @@ def dmd_weights(window: Window, rank: int, ridge: float) -> list[float]:
         return line
     period = window.times[0] - window.times[1]
     oldest_first = window.gram[:count, :count].flip(0, 1)
+    if not bool(oldest_first.isfinite().all()):  # the eigenvalues of such a matrix would be anything
+        return line
     try:
         weights = _fit(oldest_first, (window.now - window.times[0]) / period, rank, ridge)
     except torch.linalg.LinAlgError:
         return line
-    if not bool(weights.isfinite().all()):
+    if not bool(weights.float().isfinite().all()):
         return line
     return [*weights.flip(0).tolist(), *[0.0] * (len(window.times) - count)]
 

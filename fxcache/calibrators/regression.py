@@ -13,9 +13,14 @@ are nearly combinations of each other do not get large weights of opposite sign.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fxcache.kernels import Forecaster, Window
+
+_LEAST_RIDGE = 1e-12
+"""Without any, two equal steps, or more steps than dimensions, leave a matrix that has no inverse."""
 
 
 def regression(ridge: float) -> Forecaster:
@@ -30,11 +35,11 @@ def regression_weights(window: Window, ridge: float) -> list[float]:
     if count == 1 or products is None:
         return [1.0, *[0.0] * (count - 1)]
     distances = products[1:, 1:]
-    scale = distances.diagonal().mean()
-    if not scale > 0:
+    scale = float(distances.diagonal().mean())
+    if not 0.0 < scale < math.inf:
         return [1.0, *[0.0] * (count - 1)]
     if distances[0, 0] == 0:  # nothing has changed since the newest step
         return [1.0, *[0.0] * (count - 1)]
     identity = torch.eye(count, dtype=distances.dtype)
-    weights = torch.linalg.solve(distances / scale + ridge * identity, identity.new_ones(count))
+    weights = torch.linalg.solve(distances / scale + max(ridge, _LEAST_RIDGE) * identity, identity.new_ones(count))
     return [float(weight) for weight in weights / weights.sum()]

@@ -31,8 +31,8 @@ def thread_state(gm: GraphModule, plan: Plan) -> int:
     assert value is not None
     plan.reference = _reference(plan, value)
     plan.caches = _caches(plan, row=len(plan.histories))
-    entries = max(history.spec.shape[0] for history in plan.histories)
-    health = StateTensor("health", (len(plan.histories), entries), torch.float32, value.device)
+    # as many columns as steps are remembered, also where nothing is predicted and every history has one entry
+    health = StateTensor("health", (len(plan.histories), plan.options.history), torch.float32, value.device)
     clock = StateTensor("clock", (3,), torch.float32, value.device)
     control = StateTensor("control", (kernels.CONTROL_SIZE,), torch.float64, torch.device("cpu"))
     for spec in (control, health, clock, *plan.state):

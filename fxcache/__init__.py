@@ -7,7 +7,13 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from fxcache.configs import DBCacheConfig
+from fxcache.configs import (
+    DBCacheConfig,
+    DMDCalibratorConfig,
+    FoCaCalibratorConfig,
+    RegressionCalibratorConfig,
+    TaylorSeerCalibratorConfig,
+)
 from fxcache.errors import FxcacheError, OptionError, Refusal, RefusalError, RefusalWarning, StateError
 from fxcache.options import Options
 from fxcache.version import __version__
@@ -19,15 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DBCacheConfig",
+    "DMDCalibratorConfig",
     "Explanation",
+    "FoCaCalibratorConfig",
     "FxcacheError",
     "OptionError",
     "Options",
     "Refusal",
     "RefusalError",
     "RefusalWarning",
+    "RegressionCalibratorConfig",
     "StateError",
     "Summary",
+    "TaylorSeerCalibratorConfig",
     "__version__",
     "context",
     "disable_cache",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fxcache.configs import DBCacheConfig
+from fxcache.configs import CalibratorConfig, DBCacheConfig
 from fxcache.errors import OptionError, StateError
 from fxcache.options import Options
 from fxcache.runtime.attribution import attribution
@@ -33,11 +33,16 @@ class _Enabled:
     options: Options
 
 
-def enable_cache(target: Target, cache_config: DBCacheConfig | None = None, **options: Any) -> Target:
+def enable_cache(
+    target: Target,
+    cache_config: DBCacheConfig | None = None,
+    calibrator_config: CalibratorConfig | None = None,
+    **options: Any,
+) -> Target:
     """Compile the transformers of a pipeline, or a bare module, in place with the fxcache backend; return the target.
 
-    `options` are the backend's options, which win over `cache_config`, and `fullgraph` and `dynamic` as in
-    `torch.compile`.
+    `cache_config` says when a step is reused, `calibrator_config` how it is then predicted (None: as the last computed
+    one). `options` are the backend's options, which win over both, and `fullgraph` and `dynamic` as in `torch.compile`.
     The module keeps its class, its state dict and its name. Enabling again replaces the options.
 
     Raises OptionError for wrong options or a target without a transformer, StateError for one that
@@ -48,13 +53,19 @@ def enable_cache(target: Target, cache_config: DBCacheConfig | None = None, **op
         >>> model = torch.nn.Linear(2, 2)
         >>> fxcache.enable_cache(model, residual_diff_threshold=0.12, dynamic=True) is model
         True
+        >>> config = fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1)
+        >>> fxcache.enable_cache(model, calibrator_config=config) is model
+        True
         >>> fxcache.disable_cache(model) is model
         True
     """
     compile_arguments = {name: options.pop(name) for name in _COMPILE_ARGUMENTS if name in options}
     if cache_config is not None and not isinstance(cache_config, DBCacheConfig):
         raise OptionError.of("cache_config", cache_config, "None or a DBCacheConfig")
-    checked = cache_config.to_options(**options) if cache_config is not None else Options.from_mapping(options)
+    if calibrator_config is not None and not hasattr(calibrator_config, "calibrator"):
+        raise OptionError.of("calibrator_config", calibrator_config, "None or a calibrator's config")
+    groups = [group.to_mapping() for group in (cache_config, calibrator_config) if group is not None]
+    checked = Options.from_mapping({key: value for group in [*groups, options] for key, value in group.items()})
     modules = _transformers(target)
     install()
     for name, module in modules.items():

@@ -16,6 +16,7 @@ import torch._inductor
 from torch.fx import GraphModule
 
 from fxcache.breaks import BrokenModel, broken_model
+from fxcache.calibrators import CALIBRATORS
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
 from fxcache.inner import compile_through, lower
 from fxcache.intake import roles_of
@@ -32,6 +33,9 @@ from fxcache.runtime.layout import Size, StateLayout
 
 # A pipeline opens its progress bar before it first calls the model: naming the backend must be enough to see it.
 signals.install()
+
+# The graphs name their calibrator, also those that Inductor takes from its cache.
+assert CALIBRATORS
 
 
 def fxcache(

@@ -17,7 +17,8 @@ from typing import Any
 
 from fxcache.errors import OptionError
 
-__all__ = ["Check", "FrozenMapping", "choice", "integer", "names", "nearest", "number", "path", "plain_mapping"]
+__all__ = ["Check", "FrozenMapping", "choice", "dtype", "integer", "mask", "names", "nearest", "number", "path"]
+__all__ += ["plain_mapping", "switch"]
 
 Check = Callable[[str, Any], Any]
 
@@ -55,15 +56,17 @@ def nearest(word: object, valid: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"
 
 
-def integer(low: int, *, optional: bool = False) -> Check:
-    """Check for an integer that is at least ``low``; with ``optional``, None is allowed too."""
-    expected = f"{'None or ' if optional else ''}an integer >= {low}"
+def integer(low: int, high: int | None = None, *, optional: bool = False) -> Check:
+    """Check for an integer from ``low`` to ``high`` (None: no end); with ``optional``, None is allowed too."""
+    span = f">= {low}" if high is None else f"from {low} to {high}"
+    expected = f"{'None or ' if optional else ''}an integer {span}"
 
     def check(name: str, value: Any) -> int | None:
         if value is None and optional:
             return None
         plain = _scalar(value)
-        if isinstance(plain, bool) or not isinstance(plain, numbers.Integral) or plain < low:
+        wrong = isinstance(plain, bool) or not isinstance(plain, numbers.Integral)
+        if wrong or plain < low or (high is not None and plain > high):
             raise OptionError.of(name, value, expected)
         return int(plain)
 
@@ -114,6 +117,35 @@ def names(name: str, value: Any) -> tuple[str, ...]:
         if all(isinstance(entry, str) and entry for entry in result) and len(set(result)) == len(result):
             return result
     raise OptionError.of(name, value, "a sequence of different non-empty names, such as ['blocks']")
+
+
+def switch(name: str, value: Any) -> bool:
+    """Check for True or False."""
+    plain = _scalar(value)
+    if isinstance(plain, bool):
+        return plain
+    raise OptionError.of(name, value, "True or False")
+
+
+def mask(name: str, value: Any) -> tuple[int, ...] | None:
+    """Check for None, or zeros and ones as a string or a sequence; they leave as a tuple of integers."""
+    if value is None:
+        return None
+    if isinstance(value, str | Sequence):
+        digits = [{"0": 0, "1": 1, 0: 0, 1: 1}.get(entry) for entry in value if isinstance(entry, str | int)]
+        if digits and len(digits) == len(value) and None not in digits:
+            return tuple(digit for digit in digits if digit is not None)
+    raise OptionError.of(name, value, "None, or one 0 (reuse) or 1 (compute) per step, such as '1101001' or [1, 1, 0]")
+
+
+def dtype(name: str, value: Any) -> str | None:
+    """Check for None or a floating-point dtype, by name or as torch has it; it leaves by name."""
+    if value is None:
+        return None
+    word = str(value).removeprefix("torch.")
+    if word in ("float32", "bfloat16", "float16"):
+        return word
+    raise OptionError.of(name, value, "None, 'float32', 'bfloat16' or 'float16'")
 
 
 def path(name: str, value: Any) -> str | None:

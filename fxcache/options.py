@@ -37,8 +37,9 @@ class Options:
     """Caching method. ``dbcache``: the first blocks decide whether the middle blocks are computed or reused."""
 
     Fn_compute_blocks: int | None = None
-    """Blocks at the start of the trunk that always run and whose residual is the indicator, >= 1.
-    None: 8, but never more than a quarter of the trunk (at least 1). Source: cache-dit, which always takes 8."""
+    """Blocks at the start of the trunk that always run and whose residual is the indicator, >= 0. With 0 the indicator
+    is what the first block reads. None: 8, but never more than a quarter of the trunk (at least 1). Source: cache-dit,
+    which always takes 8 and allows no 0."""
 
     Bn_compute_blocks: int = 0
     """Blocks at the end of the trunk that always run, >= 0; on approximated states when reused. Source: cache-dit."""
@@ -79,8 +80,58 @@ class Options:
     downsample_factor: int = 1
     """Only every n-th channel enters the indicator, >= 1: less memory for the reference. Source: cache-dit."""
 
-    calibrator: None = None
-    """How a reused step is predicted. None: the last residual as it is. This version has no calibrators."""
+    indicator: Literal["residual", "forecast"] | None = None
+    """What the threshold is compared with. ``residual``: the mean absolute difference between what the first blocks add
+    now and what they added at the last computed step. ``forecast``: the distance (root mean square) between what they
+    add now and the calibrator's forecast of it, the forecast's own error. None: ``forecast`` for the calibrator
+    ``regression``, which needs it, ``residual`` otherwise."""
+
+    steps_computation_mask: tuple[int, ...] | None = None
+    """One 1 (compute) or 0 per step, as a string or a sequence; steps behind its end are computed. None: no mask.
+    Source: cache-dit."""
+
+    steps_computation_policy: Literal["dynamic", "static"] = "dynamic"
+    """What a 0 of the mask means. ``dynamic``: the other rules decide; ``static``: reuse, whatever the difference is.
+    Source: cache-dit."""
+
+    calibrator: Literal["taylorseer", "foca", "dmd", "regression"] | None = None
+    """How a reused step is predicted from the computed ones. None: the last residual as it is. ``taylorseer``: a
+    polynomial in time; ``foca``: predictor and corrector; ``dmd``: exponentials; ``regression``: the combination of the
+    stored steps that gives what the first blocks add now."""
+
+    enable_calibrator: bool = True
+    """Whether the stream of the indicator (image, video) is predicted; if not, it is reused. Source: cache-dit."""
+
+    enable_encoder_calibrator: bool = True
+    """Whether the other streams (text) are predicted; if not, they are reused. Source: cache-dit."""
+
+    calibrator_cache_type: Literal["residual", "hidden_states"] = "residual"
+    """What is predicted: what the middle adds to a stream, or the stream behind it. Source: cache-dit."""
+
+    calibrator_dtype: str | None = None
+    """Dtype in which predicted streams are stored: ``float32``, ``bfloat16`` or ``float16``; None: their own."""
+
+    calibrator_time: Literal["step", "timestep", "sigma"] = "step"
+    """Axis of the prediction: the number of the step, the time the model is called with, or the noise level that the
+    pipeline names. Where the host does not know the time without waiting for the device, the step counts."""
+
+    taylorseer_order: int = 1
+    """Order of the polynomial, 1 to 4; order + 1 values are stored per stream. Source: cache-dit."""
+
+    dmd_history: int = 6
+    """Computed steps that are stored, 4 to 8. Source: cache-dit."""
+
+    dmd_rank: int = 0
+    """Exponentials at most, 0 to 7; 0: as many as the stored steps resolve. Source: cache-dit."""
+
+    dmd_ridge: float = 1e-8
+    """Share of the largest singular value added to all, >= 0. Source: cache-dit."""
+
+    regression_history: int = 3
+    """Computed steps that are stored and combined, 2 to 8."""
+
+    regression_ridge: float = 1e-4
+    """Share of the mean square distance added to the diagonal, >= 0: larger means more equal weights."""
 
     trunk: tuple[str, ...] = ()
     """Names of the module lists that form the trunk, in order; empty: discover it."""
@@ -107,6 +158,11 @@ class Options:
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
+        if self.calibrator == "regression" and self.indicator == "residual":
+            raise OptionError.of("indicator", self.indicator, "'forecast' or None with calibrator='regression'")
+        for name in ("important_condition_threshold", "l1_hidden_states_diff_threshold"):
+            if self.forecasts_indicator and getattr(self, name):
+                raise OptionError.of(name, getattr(self, name), "its default with indicator='forecast'")
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None) -> Options:
@@ -134,7 +190,43 @@ class Options:
     @property
     def can_reuse(self) -> bool:
         """Whether any step could ever be reused; if not, the graph is left as it is."""
+        if self.steps_computation_mask is not None and 0 not in self.steps_computation_mask:
+            return False
+        if self.has_static_mask:
+            return True
         return self.effective_threshold > 0 and self.max_cached_steps != 0 and self.max_continuous_cached_steps != 0
+
+    @property
+    def has_static_mask(self) -> bool:
+        """Whether a mask alone decides."""
+        return self.steps_computation_mask is not None and self.steps_computation_policy == "static"
+
+    @property
+    def forecasts_indicator(self) -> bool:
+        """Whether the indicator is the error of the forecast."""
+        return self.calibrator == "regression" if self.indicator is None else self.indicator == "forecast"
+
+    @property
+    def observes(self) -> bool:
+        """Whether a step needs an indicator at all."""
+        return not self.has_static_mask or self.calibrator == "regression"
+
+    @property
+    def history(self) -> int:
+        """Computed steps stored per predicted stream."""
+        lengths = {"taylorseer": self.taylorseer_order + 1, "foca": 3, "dmd": self.dmd_history}
+        lengths["regression"] = self.regression_history
+        return lengths.get(self.calibrator or "", 1)
+
+    @property
+    def forecast(self) -> str:
+        """The calibrator and its numbers, as they stand in the graph; empty for none."""
+        numbers: dict[str, tuple[float, ...]] = {
+            "taylorseer": (self.taylorseer_order,),
+            "dmd": (self.dmd_rank, self.dmd_ridge),
+            "regression": (self.regression_ridge,),
+        }
+        return " ".join(map(str, [self.calibrator, *numbers.get(self.calibrator, ())])) if self.calibrator else ""
 
     def resolve_blocks(self, trunk_length: int) -> tuple[int, int]:
         """Return how many blocks at the start and at the end always run, for a trunk of this many blocks.
@@ -156,6 +248,7 @@ class Options:
     def fingerprint(self) -> str:
         """Return a stable hash of the package version and every option that can shape a compiled graph."""
         shaping = {name: value for name, value in self.to_dict().items() if name not in _HOST_ONLY}
+        shaping["has_static_mask"] = self.has_static_mask
         text = json.dumps({"fxcache": __version__, **shaping}, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -194,7 +287,7 @@ def _field_docstrings(cls: type) -> dict[str, str]:
 
 _CHECKS: dict[str, checks.Check] = {
     "method": checks.choice("dbcache"),
-    "Fn_compute_blocks": checks.integer(1, optional=True),
+    "Fn_compute_blocks": checks.integer(0, optional=True),
     "Bn_compute_blocks": checks.integer(0),
     "residual_diff_threshold": checks.number(),
     "max_warmup_steps": checks.integer(0),
@@ -206,7 +299,21 @@ _CHECKS: dict[str, checks.Check] = {
     "l1_hidden_states_diff_threshold": checks.number(optional=True),
     "important_condition_threshold": checks.number(at_least=0),
     "downsample_factor": checks.integer(1),
-    "calibrator": checks.choice(None, why="; this version has no calibrators"),
+    "indicator": checks.choice(None, "residual", "forecast"),
+    "steps_computation_mask": checks.mask,
+    "steps_computation_policy": checks.choice("dynamic", "static"),
+    "calibrator": checks.choice(None, "taylorseer", "foca", "dmd", "regression"),
+    "enable_calibrator": checks.switch,
+    "enable_encoder_calibrator": checks.switch,
+    "calibrator_cache_type": checks.choice("residual", "hidden_states"),
+    "calibrator_dtype": checks.dtype,
+    "calibrator_time": checks.choice("step", "timestep", "sigma"),
+    "taylorseer_order": checks.integer(1, 4),
+    "dmd_history": checks.integer(4, 8),
+    "dmd_rank": checks.integer(0, 7),
+    "dmd_ridge": checks.number(at_least=0),
+    "regression_history": checks.integer(2, 8),
+    "regression_ridge": checks.number(at_least=0),
     "trunk": checks.names,
     "inner_backend": checks.choice("inductor", "aot_eager", "eager"),
     "inner_options": checks.plain_mapping,
@@ -216,5 +323,5 @@ _CHECKS: dict[str, checks.Check] = {
     "max_state_bytes": checks.integer(1, optional=True),
 }
 
-_HOST_ONLY = frozenset({"dump_dir", "max_contexts", "max_state_bytes", "on_refusal"})
-"""Options that only the code around the graph reads."""
+_HOST_ONLY = frozenset({"dump_dir", "max_contexts", "max_state_bytes", "on_refusal", "steps_computation_mask"})
+"""Options that only the code around the graph reads; of the mask the graph knows whether there is one."""

@@ -4,20 +4,37 @@ Each operator is one file: plain-torch reference, Triton kernels, launcher, oper
 """
 
 if __name__ == "fxcache.kernels":
+    from fxcache.kernels._forecast import (
+        MAX_ENTRIES,
+        Forecaster,
+        Window,
+        forecast_error,
+        forecaster,
+        register_forecaster,
+    )
     from fxcache.kernels.commit import commit_reference
-    from fxcache.kernels.decide import CONTROL_SIZE, Control, clock_restarted, decide_reference
+    from fxcache.kernels.decide import CONTROL_SIZE, Ask, Control, clock_restarted, decide_reference
     from fxcache.kernels.extrapolate import extrapolate_reference
     from fxcache.kernels.residual_diff import residual_diff_reference
+    from fxcache.kernels.residual_products import residual_products_reference
     from fxcache.kernels.window_products import window_products_reference
 
     __all__ = [
         "CONTROL_SIZE",
+        "MAX_ENTRIES",
+        "Ask",
         "Control",
+        "Forecaster",
+        "Window",
         "clock_restarted",
         "commit_reference",
         "decide_reference",
         "extrapolate_reference",
+        "forecast_error",
+        "forecaster",
+        "register_forecaster",
         "residual_diff_reference",
+        "residual_products_reference",
         "window_products_reference",
     ]
 

@@ -1,50 +1,80 @@
-"""Decision of a step: read the indicator, compare it with the threshold, return the predicate of the branch.
+"""Decision of a step: read the indicator, forecast, compare with the threshold, return the predicate of the branch.
 
-The host writes what it knows into ``control`` before the call (mode, threshold, what it knows of the time), the
-operator adds the tensor part and writes back what it saw. In mode COMPUTE nothing on the device is read, so a step
-that the schedule decides alone costs no synchronisation; in mode DECIDE all device values travel in one transfer:
-one synchronisation.
+The host writes what it knows into ``control`` before the call (mode, threshold, what it knows of the time, the steps
+that are stored), the operator adds the tensor part and writes back what it saw. In mode COMPUTE nothing on the device
+is read, in mode REUSE only what the forecast is made from, if anything: a step that the schedule decides alone costs no
+synchronisation. In mode DECIDE all device values travel in one transfer: one synchronisation.
 
-    d      = sums[0] / sums[1]
-    reuse  = mode is DECIDE  and  d finite  and  d < threshold  and  health finite  and  time not restarted
-    store  = not reuse  and  the context may be written
+    d      = observation[0] / observation[1]                              indicator "residual": the two sums
+    d      = | r - sum_i w_i h_i | / | r |                                indicator "forecast": from the products
+    reuse  = mode is REUSE   or   mode is DECIDE  and  d finite  and  d < threshold  and  time not restarted
+             and the newest stored step is healthy
+    slot   = where the step is to be stored, -1 if it is not
 
-``clock`` is float32 [3]: direction of time (+1, -1, or 0 when unknown), time of the previous call, time now; it is
-looked at only when ``control[CHECK_CLOCK]`` is set. Time that runs against its direction, is not a number, or stands
-still where that is not allowed, means that another image has begun. ``control`` is float64 [CONTROL_SIZE] on the
-CPU, shared with the runtime. Returns two bool scalars on the CPU: reuse, store.
+``observation`` is float32 [2] or float64 [n + 1, n + 1], see `residual_diff` and `residual_products`; None: no
+indicator. ``grams`` are float64 [n, n], one per predicted stream, if the forecast needs them. ``health`` is float32
+[rows, n], 0 for a stored value that is finite; steps behind the newest unhealthy one are not used. ``clock`` is float32
+[3]: direction of time (+1, -1, or 0 when unknown), time of the previous call, time now; it is looked at only when
+``control[CHECK_CLOCK]`` is set. Time that runs against its direction, is not a number, or stands still where that is
+not allowed, means that another image has begun. ``control`` is float64 [CONTROL_SIZE] on the CPU, shared with the
+runtime. ``forecast`` names a forecaster and its numbers, "" none; ``singles`` are the rows of ``health`` that belong to
+histories of one entry.
+
+Returns on the CPU: reuse (bool), slot and first (int64: the slot of a history of n entries and of one entry, or -1);
+and on the device of ``health`` the weights by slot, float32 [max(1, streams), n], empty without a forecaster.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from fxcache.kernels._forecast import MAX_ENTRIES, Forecaster, Window, forecast_error, forecaster
 from fxcache.kernels._library import register_operator
 
 
 class Control(IntEnum):
-    """Slots of the ``control`` vector: first what the host says, then what the operator saw."""
+    """Slots of the ``control`` vector: what the host says, what the operator saw, then times and slots by age."""
 
-    DECIDE = 0
+    MODE = 0
     STORE = 1
     THRESHOLD = 2
     CHECK_CLOCK = 3
     REPEAT_ALLOWED = 4
-    REUSED = 5
-    MEASURED = 6
-    DIFFERENCE = 7
-    FINITE = 8
-    RESTARTED = 9
-    CLOCK_DIRECTION = 10
-    CLOCK_PREVIOUS = 11
-    CLOCK_NOW = 12
+    SLOT = 5
+    """Where this step is to be stored."""
+    COUNT = 6
+    """Steps that are stored."""
+    NOW = 7
+    """Time of this step, for the forecast."""
+    REUSED = 8
+    MEASURED = 9
+    DIFFERENCE = 10
+    FINITE = 11
+    RESTARTED = 12
+    CLOCK_DIRECTION = 13
+    CLOCK_PREVIOUS = 14
+    CLOCK_NOW = 15
+    TIMES = 16
+    """First of `MAX_ENTRIES` times of stored steps, newest first."""
+    SLOTS = 16 + MAX_ENTRIES
+    """First of as many slots, in the same order."""
 
 
-CONTROL_SIZE = len(Control)
+class Ask(IntEnum):
+    """Values of ``control[MODE]``."""
+
+    COMPUTE = 0
+    DECIDE = 1
+    REUSE = 2
+
+
+CONTROL_SIZE = Control.SLOTS + MAX_ENTRIES
+_SEEN = slice(Control.REUSED, Control.TIMES)
 
 
 def clock_restarted(direction: float, previous: float, now: float, repeat_allowed: bool) -> bool:
@@ -56,38 +86,165 @@ def clock_restarted(direction: float, previous: float, now: float, repeat_allowe
     return (now - previous) * direction < 0.0
 
 
-def decide_reference(sums: Tensor, health: Tensor, clock: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (reuse, store) and record difference, finiteness and restart in ``control``."""
+def decide_reference(
+    observation: Tensor | None,
+    grams: Sequence[Tensor],
+    health: Tensor,
+    clock: Tensor,
+    control: Tensor,
+    forecast: str = "",
+    singles: Sequence[int] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (reuse, slot, first, weights) and record difference, finiteness and restart in ``control``."""
     told = control.tolist()
+    chosen = forecaster(forecast) if forecast else None
     reuse = measured = restarted = False
     finite, difference = True, math.nan
     seen = [math.nan] * 3
-    if told[Control.DECIDE]:
-        check_clock = bool(told[Control.CHECK_CLOCK])
-        parts = [sums, health, clock] if check_clock else [sums, health]
-        values = torch.cat(parts).tolist()
-        numerator, denominator = values[:2]
-        flags = values[2 : 2 + health.numel()]
-        # 0 / 0 is a step identical to a reference that is all zero: no difference, not "unknown".
-        difference = 0.0 if numerator == 0.0 == denominator else numerator / denominator if denominator else math.inf
-        finite = math.isfinite(numerator) and math.isfinite(denominator) and all(map(math.isfinite, flags))
+    weights = torch.zeros(_weights_shape(grams, health, forecast), dtype=torch.float32)
+    mode = told[Control.MODE]
+    if mode != Ask.COMPUTE:
+        check_clock = mode == Ask.DECIDE and bool(told[Control.CHECK_CLOCK])
+        observed, products, flags, clocks = _read(observation, grams, health, clock, told, chosen, check_clock)
+        used = int(told[Control.COUNT]) if flags is None else _healthy(flags, told, singles)
+        finite = used > 0
+        if chosen is not None and used:
+            _forecast(weights, chosen, observed, products, told, used)
+        if observation is not None and mode == Ask.DECIDE:
+            difference, known = _difference(observed, observation.dim() == 1, weights, told, used)
+            finite = finite and known
         measured = finite and math.isfinite(difference)
         if check_clock:
-            seen = values[-3:]
+            seen = clocks
             direction, previous, now = seen
             restarted = clock_restarted(direction, previous, now, bool(told[Control.REPEAT_ALLOWED]))
-        reuse = finite and not restarted and difference < told[Control.THRESHOLD]
-    store = bool(told[Control.STORE]) and not reuse
-    control[Control.REUSED :] = torch.tensor(
-        [reuse, measured, difference, finite, restarted, *seen], dtype=torch.float64
+        # without an indicator a threshold still says whether any difference is allowed
+        compared = 0.0 if observation is None else difference
+        below = mode == Ask.REUSE or compared < told[Control.THRESHOLD]
+        reuse = finite and not restarted and below
+    stored = bool(told[Control.STORE]) and not reuse
+    control[_SEEN] = torch.tensor([reuse, measured, difference, finite, restarted, *seen], dtype=torch.float64)
+    slot = int(told[Control.SLOT]) if stored else -1
+    return (
+        torch.tensor(reuse),
+        torch.tensor(slot),
+        torch.tensor(0 if stored else -1),
+        _on_device(weights, health.device),
     )
-    return torch.tensor(reuse), torch.tensor(store)
 
 
-def _fake(sums: Tensor, health: Tensor, clock: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty((), dtype=torch.bool, device="cpu"), torch.empty((), dtype=torch.bool, device="cpu")
+def _read(
+    observation: Tensor | None,
+    grams: Sequence[Tensor],
+    health: Tensor,
+    clock: Tensor,
+    told: list[float],
+    chosen: Forecaster | None,
+    check_clock: bool,
+) -> tuple[Tensor | None, list[Tensor], Tensor | None, list[float]]:
+    """Bring what is needed to the host in one transfer: observation, grams, health and clock.
+
+    With mode REUSE and a forecast that needs no numbers nothing is read.
+    """
+    decides = told[Control.MODE] == Ask.DECIDE
+    observes = observation is not None and (decides or (chosen is not None and chosen.needs_products))
+    parts = [observation] if observes and observation is not None else []
+    parts += [*grams, *([health] if decides else []), *([clock] if check_clock else [])]
+    if not parts:
+        return None, [], None, []
+    flat = torch.cat([part.reshape(-1).double() for part in parts]).cpu()
+    pieces = [piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
+    seen = pieces.pop().tolist() if check_clock else []
+    flags = pieces.pop() if decides else None
+    observed = pieces.pop(0) if observes else None
+    return observed, pieces, flags, seen
+
+
+def _healthy(flags: Tensor, told: list[float], singles: Sequence[int]) -> int:
+    """Number of newest steps of which everything stored is finite; 0 as soon as the newest is not.
+
+    Histories of one entry, whose rows are ``singles``, hold the newest step in slot 0.
+    """
+    good = flags.isfinite()
+    if not bool(good[list(singles), 0].all()):
+        return 0
+    good[list(singles)] = True
+    columns = good.all(0).tolist()
+    count = int(told[Control.COUNT])
+    return next((age for age in range(count) if not columns[_slot(told, age)]), count)
+
+
+def _slot(told: list[float], age: int) -> int:
+    return int(told[Control.SLOTS + age])
+
+
+def _forecast(
+    weights: Tensor,
+    chosen: Forecaster,
+    observed: Tensor | None,
+    products: Sequence[Tensor],
+    told: list[float],
+    used: int,
+) -> None:
+    """Fill in the weights by slot, one row per stream."""
+    slots = [_slot(told, age) for age in range(used)]
+    times = tuple(told[Control.TIMES : Control.TIMES + used])
+    around = [0, *(1 + slot for slot in slots)]
+    seen = None if observed is None or observed.dim() != 2 else observed[around][:, around]
+    for number, row in enumerate(weights):
+        gram = products[number][slots][:, slots] if products else None
+        row[slots] = torch.tensor(chosen.weights(Window(times, told[Control.NOW], seen, gram)), dtype=torch.float32)
+
+
+def _difference(
+    observed: Tensor | None, is_sums: bool, weights: Tensor, told: list[float], used: int
+) -> tuple[float, bool]:
+    """Return the difference, and whether what it is made from is finite."""
+    assert observed is not None
+    if is_sums:
+        numerator, denominator = observed.tolist()
+        # 0 / 0 is a step identical to a reference that is all zero: no difference, not "unknown".
+        ratio = 0.0 if numerator == 0.0 == denominator else numerator / denominator if denominator else math.inf
+        return ratio, math.isfinite(numerator) and math.isfinite(denominator)
+    if not used:
+        return math.nan, False
+    slots = [_slot(told, age) for age in range(used)]
+    around = [0, *(1 + slot for slot in slots)]
+    row = weights[0, slots].tolist() if weights.numel() else [1.0]
+    difference = forecast_error(observed[around][:, around], row)
+    return difference, not math.isnan(difference) and math.isfinite(float(observed[0, 0]))
+
+
+def _weights_shape(grams: Sequence[Tensor], health: Tensor, forecast: str) -> tuple[int, ...]:
+    return (max(1, len(grams)), health.shape[-1]) if forecast else (0,)
+
+
+def _on_device(weights: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cpu" or not weights.numel():
+        return weights.to(device)
+    # from pinned memory the copy is queued, and the host does not wait for it
+    return weights.pin_memory().to(device, non_blocking=True)
+
+
+def _fake(
+    observation: Tensor | None,
+    grams: Sequence[Tensor],
+    health: Tensor,
+    clock: Tensor,
+    control: Tensor,
+    forecast: str = "",
+    singles: Sequence[int] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def scalar(dtype: torch.dtype) -> Tensor:
+        return torch.empty((), dtype=dtype, device="cpu")
+
+    weights = health.new_empty(_weights_shape(grams, health, forecast), dtype=torch.float32)
+    return scalar(torch.bool), scalar(torch.int64), scalar(torch.int64), weights
 
 
 register_operator(
-    "decide(Tensor sums, Tensor health, Tensor clock, Tensor(a!) control) -> (Tensor, Tensor)", decide_reference, _fake
+    "decide(Tensor? observation, Tensor[] grams, Tensor health, Tensor clock, Tensor(a!) control, str forecast='',"
+    " int[] singles=[]) -> (Tensor, Tensor, Tensor, Tensor)",
+    decide_reference,
+    _fake,
 )

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcache.kernels._forecast import MAX_ENTRIES
 from fxcache.kernels._launch import Launch, elements_per_program, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
 from fxcache.kernels._tiles import offsets, plan_tiles, tile_numbers
-
-MAX_ENTRIES = 8
 
 
 def extrapolate_reference(

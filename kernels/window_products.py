@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcache.kernels._forecast import MAX_ENTRIES
 from fxcache.kernels._launch import Launch, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
 from fxcache.kernels._memory import check_apart
-from fxcache.kernels.extrapolate import MAX_ENTRIES
 
 _BYTES = 32768
 """What a program takes of every entry: few partial results, and the new entry stays in registers."""

@@ -18,7 +18,7 @@ from fxcache.regions.dataflow import hint, tensor_of
 from fxcache.regions.flops import node_flops
 from fxcache.regions.region import Region
 from fxcache.rewrite.pipeline import Rewritten, rewrite
-from fxcache.rewrite.plan import StateTensor
+from fxcache.rewrite.plan import Plan, StateTensor
 from fxcache.runtime.interface import InputRoles
 
 _ROLES = ("latents", "timestep", "conditioning", "other")
@@ -59,11 +59,9 @@ def describe(model: str, found: Capture, options: Options) -> Explanation:
         first_blocks=region.first_blocks,
         last_blocks=region.last_blocks,
         side_blocks=tuple(dict.fromkeys(block.label for block in region.trunk.side_blocks)),
-        streams=_streams(region, state[1:]),
+        streams=_streams(result.plan),
         hoisted=_hoisted(region),
-        indicator=_stream(
-            state[0], region.indicator.out.name, "raw" if result.plan.indicator_in is None else "residual"
-        ),
+        indicator=_indicator(result.plan),
         flops=_region_flops(graph.aten, region, flops[chosen], outside),
         total_flops=sum(totals),
         state_bytes=sum(map(_bytes, state)) + health.numel() * health.dtype.itemsize,
@@ -107,15 +105,23 @@ def _region_flops(aten: GraphModule, region: Region, flops: dict[str, int], outs
     return RegionFlops(**sums, outside=outside)
 
 
-def _streams(region: Region, caches: Sequence[StateTensor]) -> tuple[StreamNote, ...]:
+def _indicator(plan: Plan) -> StreamNote | None:
+    if plan.reference is None or plan.indicator_out is None:
+        return None
+    kind = "raw" if plan.indicator_in is None else "residual"
+    return _stream(plan.reference.spec, plan.indicator_out.name, kind)
+
+
+def _streams(plan: Plan) -> tuple[StreamNote, ...]:
     return tuple(
-        _stream(spec, stream.live_out.name, "value" if stream.reference is None else "residual")
-        for stream, spec in zip(region.streams, caches, strict=True)
+        _stream(history.spec, stream.live_out.name, "value" if reference is None else "residual")
+        for stream, reference, history in zip(plan.region.streams, plan.references, plan.caches, strict=True)
     )
 
 
 def _stream(spec: StateTensor, name: str, kind: str) -> StreamNote:
-    return StreamNote(name, _shape_text(spec.shape), _dtype_text(spec.dtype), kind, _bytes(spec))
+    entries, *shape = spec.shape
+    return StreamNote(name, _shape_text(shape), _dtype_text(spec.dtype), kind, _bytes(spec), hint(entries))
 
 
 def _hoisted(region: Region) -> tuple[str, ...]:

@@ -28,9 +28,12 @@ class StreamNote:
     kind: str
     """``residual``: the difference to what entered the middle; ``value`` or, of the indicator, ``raw``: as it is."""
     bytes: int
+    entries: int = 1
+    """Steps of which it is kept."""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.shape} {self.dtype}, {_size(self.bytes)}"
+        times = f"{self.entries} x " if self.entries > 1 else ""
+        return f"{times}{self.kind} {self.shape} {self.dtype}, {_size(self.bytes)}"
 
 
 @dataclass(frozen=True)

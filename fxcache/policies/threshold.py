@@ -1,7 +1,8 @@
 """The host's part of DBCache's rules: what counters alone decide before the call, and how a call moves the counters.
 
 The rest, comparing the difference with the threshold, happens in the graph. The rules and their order are cache-dit's,
-but for the accumulated difference, which restarts after every computed step.
+but for the accumulated difference, which restarts after every computed step, and steps behind the end of a mask, which
+are computed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ def decide_before(options: Options, counters: Counters, has_state: bool) -> tupl
     With `Mode.DECIDE` the reason is the one that holds if the graph then computes.
     """
     limit = options.max_accumulated_residual_diff_threshold
+    mask = options.steps_computation_mask
+    if mask is not None and (counters.step >= len(mask) or mask[counters.step]):
+        return Mode.COMPUTE, Reason.MASK
+    if options.has_static_mask:
+        return (Mode.REUSE, Reason.MASK) if has_state else (Mode.COMPUTE, Reason.FIRST)
     if counters.step in range(0, options.max_warmup_steps, options.warmup_interval):
         return Mode.COMPUTE, Reason.WARMUP
     if 0 <= options.max_cached_steps <= counters.cached_steps:
@@ -49,8 +55,8 @@ def decide_before(options: Options, counters: Counters, has_state: bool) -> tupl
 
 
 def threshold(options: Options) -> float:
-    """Return the number the difference must stay below: from 1 on, every finite difference does."""
-    value = options.effective_threshold
+    """Return the number the difference must stay below: from 1 on, or where a mask decides, every finite one does."""
+    value = math.inf if options.has_static_mask else options.effective_threshold
     return math.inf if value >= 1 else value
 
 

@@ -17,7 +17,13 @@ from fxcache.regions.trunk import Trunk
 
 
 def front_cut(trunk: Trunk, first_blocks: int, flow: Flow) -> int | None:
-    """Position between block ``first_blocks - 1`` and the next; None when every position splits a value."""
+    """Position between block ``first_blocks - 1`` and the next; None when every position splits a value.
+
+    With no first blocks it is in front of the trunk: the latest position at which no tuple is alive.
+    """
+    if not first_blocks:
+        positions = range(trunk.blocks[0].start, 0, -1)
+        return next((cut for cut in positions if not _splits_tuple(cut, flow, flow.position)), None)
     before, after = trunk.blocks[first_blocks - 1], trunk.blocks[first_blocks]
     return _best(trunk, flow, before.end, after.start, latest=True)
 

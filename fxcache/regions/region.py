@@ -17,6 +17,7 @@ from fxcache.regions.dataflow import (
     tensor_of,
     value_of,
 )
+from fxcache.regions.entry import entering, first_read
 from fxcache.regions.references import Reference, ReferenceFinder, leaves
 from fxcache.regions.trunk import Trunk
 
@@ -28,13 +29,23 @@ class Stream:
     live_out: Node
     reference: Reference | None
 
+    @property
+    def sources(self) -> set[Node]:
+        """Nodes that the reference is made of."""
+        return set() if self.reference is None else leaves(self.reference)
+
 
 @dataclass(frozen=True)
 class Indicator:
-    """What the decision looks at: a stream behind the first blocks, and the same stream in front of them."""
+    """What the decision looks at: a stream behind the first blocks, and the same stream in front of them.
 
-    out: Node
+    Without first blocks: what the first block reads of it, and nothing.
+    """
+
+    out: Reference
     inp: Reference | None
+    stream: Node
+    """The stream as it enters the middle."""
 
 
 @dataclass
@@ -67,8 +78,11 @@ def cut_region(
         return Refusal("no place to cut the trunk: a tuple of tensors is alive between its blocks")
     if back <= front:
         return Refusal("the middle of the trunk is empty")
-    dependent = flow.depends_on(trunk.blocks[0].nodes)
-    carry = flow.live(front, lambda node: node in dependent and tensor_of(node) is not None)
+    if first_blocks:
+        dependent = flow.depends_on(trunk.blocks[0].nodes)
+        carry = flow.live(front, lambda node: node in dependent and tensor_of(node) is not None)
+    else:
+        carry = entering(trunk, flow, parameters)
     if not any(is_float_tensor(node) for node in carry):
         return Refusal("no floating-point tensor passes from block to block", (trunk.blocks[first_blocks].label,))
     after_front = flow.depends_on(carry)
@@ -82,11 +96,14 @@ def cut_region(
     if not any(is_float_tensor(node) for node in live_outs):
         return Refusal("nothing that the middle computes is used behind it")
     streams = _streams(live_outs, trunk, inside, parameters)
-    needed = {leaf for stream in streams if stream.reference is not None for leaf in leaves(stream.reference)}
-    hoisted = _needed_later(between, inside, needed, flow, back)
-    indicator = _indicator(carry, trunk, flow, front, parameters)
-    needed.add(indicator.out)
+    needed = {leaf for stream in streams for leaf in stream.sources}
+    if first_blocks:
+        indicator = _indicator(carry, trunk, flow, front, parameters)
+    else:
+        indicator = Indicator(first_read(carry[0], trunk, inside), None, carry[0])
+    needed.update(leaves(indicator.out))
     needed.update(() if indicator.inp is None else leaves(indicator.inp))
+    hoisted = _needed_later(between, inside, needed, flow, back)
     behind = _with_helpers(between, inside, hoisted)
     middle = [*_only_for(behind, flow, front, needed), *behind]
     impure = [node for node in middle if is_impure(node)]
@@ -126,6 +143,11 @@ def _needed_later(
         stays = node.op == "get_attr" or not node.users
         if stays or node in needed or flow.last_use[node] >= back or any(user in wanted for user in node.users):
             wanted.add(node)
+    for node in between:
+        # A tuple cannot enter a branch: what takes a member out of one that stays in front stays there too.
+        taken = any(arg in wanted and isinstance(value_of(arg), (tuple, list)) for arg in node.all_input_nodes)
+        if taken and node not in inside:
+            wanted.add(node)
     return [node for node in between if node in wanted]
 
 
@@ -160,5 +182,5 @@ def _indicator(carry: list[Node], trunk: Trunk, flow: Flow, front: int, paramete
     for node in floats:
         reference = finder.find(node)
         if reference is not None and all(leaf not in inside for leaf in leaves(reference)):
-            return Indicator(node, reference)
-    return Indicator(floats[0], None)
+            return Indicator(node, reference, node)
+    return Indicator(floats[0], None, floats[0])

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxcache.rewrite.plan import Plan
+from fxcache.rewrite.thread_state import downsample_factor
 
 
 def commit_state(gm: GraphModule, plan: Plan) -> int:
-    """Add one ``fxcache::commit`` per cached tensor behind the conditional; return their number.
+    """Add one ``fxcache::commit`` per stored value behind the conditional; return their number.
 
     After::
 
         out = cond(reuse, ...);  y = out[0]
-        fxcache::commit(store, h1, h0, reference, health, 0)
-        fxcache::commit(store, y, h1, cache_0, health, 1)
+        fxcache::commit(first, h1, h0, reference, health, 0)
+        fxcache::commit(slot, y, h1, cache_0, health, 1)
+        fxcache::window_products(slot, cache_0, gram_0)
 
-    On a reused step the operators return after one look at ``store``.
+    On a reused step the operators return after one look at the slot. The last one is added where a calibrator needs
+    the products.
     """
-    assert plan.store is not None
-    added = plan.placeholders
-    sources = [(plan.region.indicator.out, plan.indicator_in), *zip(plan.outputs, plan.references, strict=True)]
-    channels = plan.region.indicator.out.meta["val"].shape[-1]
-    factor = min(plan.options.downsample_factor, channels if isinstance(channels, int) else 1)
-    for slot, (spec, (out, inp)) in reversed(list(enumerate(zip(plan.state, sources, strict=True)))):
+    assert plan.slot is not None and plan.first is not None
+    sources: dict[int, tuple[Node | None, Node | None]] = {}
+    if plan.reference is not None:
+        sources[plan.reference.row] = (plan.indicator_out, plan.indicator_in)
+    for history, out, reference in zip(plan.caches, plan.outputs, plan.references, strict=True):
+        sources[history.row] = (out, reference)
+    for history in reversed(plan.histories):
+        cache = plan.placeholders[history.spec.name]
+        slot = plan.first if history.spec.shape[0] == 1 else plan.slot
+        factor = downsample_factor(plan) if history is plan.reference else 1
         with gm.graph.inserting_after(plan.outputs[-1]):
             node = gm.graph.call_function(
                 torch.ops.fxcache.commit.default,
-                (plan.store, out, inp, added[spec.name], added["health"], slot, factor if slot == 0 else 1),
+                (slot, *sources[history.row], cache, plan.placeholders["health"], history.row, factor),
             )
             node.meta["val"] = None
-    return len(plan.state)
+        if history.gram is not None:
+            with gm.graph.inserting_after(node):
+                products = torch.ops.fxcache.window_products.default
+                node = gm.graph.call_function(products, (slot, cache, plan.placeholders[history.gram.name]))
+                node.meta["val"] = None
+    return len(plan.histories)

@@ -31,6 +31,7 @@ def gather_references(gm: GraphModule, plan: Plan) -> int:
         plan.references = [
             None if stream.reference is None else _emit(gm, stream.reference, made) for stream in region.streams
         ]
+        plan.indicator_out = _emit(gm, region.indicator.out, made)
         inp = region.indicator.inp
         if plan.options.l1_hidden_states_diff_threshold is None and inp is not None:
             plan.indicator_in = _emit(gm, inp, made)

@@ -27,12 +27,13 @@ def insert_cond(gm: GraphModule, plan: Plan) -> int:
     """
     old = plan.compute
     assert old is not None and plan.reuse is not None
-    caches = [plan.placeholders[spec.name] for spec in plan.state[1:]]
-    wanted = [node for node in [*plan.references, *caches] if node is not None]
+    caches = [plan.placeholders[history.spec.name] for history in plan.caches]
+    weights = [plan.weights] if any(history.predicted for history in plan.caches) else []
+    wanted = [node for node in [*plan.references, *caches, *weights] if node is not None]
     given = [arg for arg in old.args if isinstance(arg, Node)]
     operands = list(dict.fromkeys([*given, *wanted]))
     _widen(getattr(gm, COMPUTE), operands[len(given) :])
-    gm.add_submodule(REUSE, _reuse_branch(operands, plan.references, caches))
+    gm.add_submodule(REUSE, _reuse_branch(operands, plan))
     with gm.graph.inserting_before(old):
         branches = [gm.graph.get_attr(REUSE), gm.graph.get_attr(COMPUTE)]
         plan.compute = gm.graph.call_function(torch.ops.higher_order.cond, (plan.reuse, *branches, tuple(operands)))
@@ -52,19 +53,20 @@ def _widen(compute: GraphModule, extra: list[Node]) -> None:
     compute.recompile()
 
 
-def _reuse_branch(operands: list[Node], references: list[Node | None], caches: list[Node]) -> GraphModule:
+def _reuse_branch(operands: list[Node], plan: Plan) -> GraphModule:
     body = Graph()
-    inside = {}
+    inside: dict[Node | None, Node | None] = {None: None}
     for operand in operands:
-        inside[operand] = body.placeholder(operand.name)
-        inside[operand].meta = dict(operand.meta)
-    outputs = [
-        call(
-            body,
-            torch.ops.fxcache.extrapolate.default,
-            (None if reference is None else inside[reference], inside[cache]),
-        )
-        for reference, cache in zip(references, caches, strict=True)
-    ]
+        copy = inside[operand] = body.placeholder(operand.name)
+        copy.meta = dict(operand.meta)
+    outputs, row = [], 0
+    for stream, reference, history in zip(plan.region.streams, plan.references, plan.caches, strict=True):
+        arguments: list[object] = [inside[reference], inside[plan.placeholders[history.spec.name]]]
+        if history.predicted:
+            arguments.append(call(body, torch.ops.aten.select.int, (inside[plan.weights], 0, row)))
+            row += history.gram is not None  # without products of its own every stream has the weights of the first
+        wanted = stream.live_out.meta["val"].dtype
+        kwargs = {} if wanted == history.spec.dtype else {"dtype": wanted}
+        outputs.append(call(body, torch.ops.fxcache.extrapolate.default, tuple(arguments), kwargs))
     body.output(tuple(outputs))
     return GraphModule(torch.nn.Module(), body)

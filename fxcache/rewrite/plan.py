@@ -23,6 +23,18 @@ class StateTensor:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class History:
+    """Where one value is stored: a tensor of one or more entries, and a row of the health."""
+
+    spec: StateTensor
+    row: int
+    predicted: bool = False
+    """Whether the calibrator combines its entries; if not, there is one, and it is reused."""
+    gram: StateTensor | None = None
+    """Scalar products of the entries, where the calibrator needs them."""
+
+
 @dataclass
 class Plan:
     """Region and options of one rewrite, filled in by the passes in their order."""
@@ -31,17 +43,35 @@ class Plan:
     options: Options
     references: list[Node | None] = field(default_factory=list)
     """Per stream: the node in front of the middle that it is cached against."""
+    indicator_out: Node | None = None
     indicator_in: Node | None = None
     outputs: list[Node] = field(default_factory=list)
     """Per stream: what stands for the live-out behind the middle."""
     compute: Node | None = None
     """The call of the outlined middle, later the branch."""
-    state: list[StateTensor] = field(default_factory=list)
-    """Specification of the persistent tensors: the reference of the indicator, then one per stream."""
+    reference: History | None = None
+    """Of the indicator; None when no step needs one."""
+    caches: list[History] = field(default_factory=list)
+    """One per stream."""
     placeholders: dict[str, Node] = field(default_factory=dict)
     """Inputs added to the graph, by name, in order: control, health, clock, then the state tensors."""
     reuse: Node | None = None
-    store: Node | None = None
+    slot: Node | None = None
+    """Where a history of several entries stores this step, or -1; `first`: where one of one entry does."""
+    first: Node | None = None
+    weights: Node | None = None
+    """Of the forecast, by slot; one row, or one per predicted stream."""
+
+    @property
+    def histories(self) -> list[History]:
+        """All of them, in the order of their rows."""
+        return [*([] if self.reference is None else [self.reference]), *self.caches]
+
+    @property
+    def state(self) -> list[StateTensor]:
+        """Specification of the persistent tensors but for the health."""
+        grams = [history.gram for history in self.histories if history.gram is not None]
+        return [*(history.spec for history in self.histories), *grams]
 
 
 def call(graph: torch.fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:

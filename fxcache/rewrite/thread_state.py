@@ -1,4 +1,4 @@
-"""Pass: the cached tensors become inputs of the graph, and the decision is made from them."""
+"""Pass: the stored values become inputs of the graph, and the decision is made from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch.fx import GraphModule, Node
 
 import fxcache.kernels as kernels
 from fxcache.regions.dataflow import tensor_of
-from fxcache.rewrite.plan import Plan, StateTensor, call, fake_mode_of
+from fxcache.regions.region import Region
+from fxcache.rewrite.plan import History, Plan, StateTensor, call, fake_mode_of
 
 
 def thread_state(gm: GraphModule, plan: Plan) -> int:
@@ -18,48 +19,102 @@ def thread_state(gm: GraphModule, plan: Plan) -> int:
     After::
 
         control, health, clock, reference, cache_0 = <new inputs>
-        sums  = fxcache::residual_diff(h1, h0, reference)
-        reuse, store = fxcache::decide(sums, health, clock, control)
+        sums  = fxcache::residual_diff(h1, h0, reference[0])
+        reuse, slot, first, weights = fxcache::decide(sums, [], health, clock, control)
         out   = fxcache_compute(...)
 
     ``reference`` is float32 (its exactness is what lets two equal calls have difference 0 in half precision), the
-    caches have the dtype of their streams.
+    caches have the dtype of their streams. Every state tensor has one entry per stored step.
     """
-    indicator = plan.region.indicator.out
-    value = tensor_of(indicator)
-    assert value is not None and plan.compute is not None
-    factor = min(plan.options.downsample_factor, _channels(value))
-    shape = (*value.shape[:-1], -(-value.shape[-1] // factor))
-    wide = torch.promote_types(value.dtype, torch.float32)
-    plan.state = [StateTensor("reference", tuple(shape), wide, value.device)]
-    for i, stream in enumerate(plan.region.streams):
-        out = tensor_of(stream.live_out)
-        assert out is not None
-        plan.state.append(StateTensor(f"cache_{i}", tuple(out.shape), out.dtype, out.device))
-    health = StateTensor("health", (len(plan.state),), torch.float32, value.device)
+    assert plan.indicator_out is not None and plan.compute is not None
+    value = tensor_of(plan.indicator_out)
+    assert value is not None
+    plan.reference = _reference(plan, value)
+    plan.caches = _caches(plan, row=len(plan.histories))
+    entries = max(history.spec.shape[0] for history in plan.histories)
+    health = StateTensor("health", (len(plan.histories), entries), torch.float32, value.device)
     clock = StateTensor("clock", (3,), torch.float32, value.device)
     control = StateTensor("control", (kernels.CONTROL_SIZE,), torch.float64, torch.device("cpu"))
     for spec in (control, health, clock, *plan.state):
         plan.placeholders[spec.name] = _add_placeholder(gm, spec, value)
-
-    added = plan.placeholders
     with gm.graph.inserting_before(plan.compute):
-        sums = call(
-            gm.graph,
-            torch.ops.fxcache.residual_diff.default,
-            (indicator, plan.indicator_in, added["reference"], factor, plan.options.important_condition_threshold),
-        )
-        decision = call(
-            gm.graph, torch.ops.fxcache.decide.default, (sums, added["health"], added["clock"], added["control"])
-        )
-        plan.reuse = call(gm.graph, operator.getitem, (decision, 0))
-        plan.store = call(gm.graph, operator.getitem, (decision, 1))
-    return len(added)
+        observation = _observe(gm, plan)
+        _decide(gm, plan, observation)
+    return len(plan.placeholders)
 
 
-def _channels(value: torch.Tensor) -> int:
+def _reference(plan: Plan, value: torch.Tensor) -> History | None:
+    options = plan.options
+    if not options.observes:
+        return None
+    factor = downsample_factor(plan)
+    entries = options.history if options.forecasts_indicator else 1
+    shape = (entries, *value.shape[:-1], -(-value.shape[-1] // factor))
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return History(StateTensor("reference", shape, wide, value.device), row=0)
+
+
+def _caches(plan: Plan, row: int) -> list[History]:
+    options, found = plan.options, []
+    main = _main_streams(plan.region)
+    for i, stream in enumerate(plan.region.streams):
+        out = tensor_of(stream.live_out)
+        assert out is not None
+        enabled = options.enable_calibrator if i in main else options.enable_encoder_calibrator
+        predicted = bool(options.forecast) and enabled and out.is_floating_point()
+        entries, dtype, gram = 1, out.dtype, None
+        if predicted:
+            entries = options.history
+            dtype = getattr(torch, options.calibrator_dtype) if options.calibrator_dtype else dtype
+            if options.calibrator_cache_type == "hidden_states":
+                plan.references[i] = None
+            if options.calibrator == "dmd":
+                gram = StateTensor(f"gram_{i}", (entries, entries), torch.float64, out.device)
+        spec = StateTensor(f"cache_{i}", (entries, *out.shape), dtype, out.device)
+        found.append(History(spec, row + i, predicted, gram))
+    return found
+
+
+def _main_streams(region: Region) -> set[int]:
+    """Numbers of the streams that the indicator belongs to: cached against what it looks at; if none is, the first."""
+    main = {i for i, stream in enumerate(region.streams) if region.indicator.stream in stream.sources}
+    return main or {0}
+
+
+def _observe(gm: GraphModule, plan: Plan) -> Node | None:
+    if plan.reference is None:
+        return None
+    out, reference = plan.indicator_out, plan.placeholders[plan.reference.spec.name]
+    factor = downsample_factor(plan)
+    if plan.options.forecasts_indicator:
+        products = torch.ops.fxcache.residual_products.default
+        return call(gm.graph, products, (out, plan.indicator_in, reference, factor))
+    only = call(gm.graph, torch.ops.aten.select.int, (reference, 0, 0))
+    diff = torch.ops.fxcache.residual_diff.default
+    return call(gm.graph, diff, (out, plan.indicator_in, only, factor, plan.options.important_condition_threshold))
+
+
+def _decide(gm: GraphModule, plan: Plan, observation: Node | None) -> None:
+    added = plan.placeholders
+    grams = [added[history.gram.name] for history in plan.caches if history.gram is not None]
+    forecast = plan.options.forecast if any(history.predicted for history in plan.caches) else ""
+    singles = [history.row for history in plan.histories if history.spec.shape[0] == 1]
+    decision = call(
+        gm.graph,
+        torch.ops.fxcache.decide.default,
+        (observation, grams, added["health"], added["clock"], added["control"], forecast, singles),
+    )
+    plan.reuse, plan.slot, plan.first, plan.weights = (
+        call(gm.graph, operator.getitem, (decision, i)) for i in range(4)
+    )
+
+
+def downsample_factor(plan: Plan) -> int:
+    """Every how-manieth channel of the indicator counts: no more than it has."""
+    value = None if plan.indicator_out is None else tensor_of(plan.indicator_out)
+    assert value is not None
     size = value.shape[-1]
-    return size if isinstance(size, int) else 1
+    return min(plan.options.downsample_factor, size if isinstance(size, int) else 1)
 
 
 def _add_placeholder(gm: GraphModule, spec: StateTensor, like: torch.Tensor) -> Node:

@@ -15,8 +15,19 @@ from dataclasses import dataclass
 import torch
 
 from fxcache.runtime.calls import Call, describe, tensors_at
+from fxcache.runtime.clock import on_host
 from fxcache.runtime.contexts import Context, ModelState
-from fxcache.runtime.interface import GraphInfo, InputRoles, Lease, Mode, Outcome, Reason, StepRecord, TensorSpec
+from fxcache.runtime.interface import (
+    GraphInfo,
+    InputRoles,
+    Lease,
+    Mode,
+    Outcome,
+    Reason,
+    StepRecord,
+    Stored,
+    TensorSpec,
+)
 from fxcache.runtime.models import ModelTable
 from fxcache.runtime.records import ModelRecord
 
@@ -46,17 +57,13 @@ class _Ticket:
     model: ModelState
 
 
-def _on_host(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu"
-
-
 class Attribution:
     """All contexts of all models. Thread-safe; holds models, conditioning tensors and runs weakly.
 
     `host_readable` says which timestep tensors may be read without waiting for a device.
     """
 
-    def __init__(self, host_readable: Callable[[torch.Tensor], bool] = _on_host) -> None:
+    def __init__(self, host_readable: Callable[[torch.Tensor], bool] = on_host) -> None:
         self._host_readable = host_readable
         self._table = ModelTable()
         self._lock = self._table.mailbox
@@ -95,7 +102,8 @@ class Attribution:
             if outcome.restarted:
                 _restart(model, context, outcome)
             context.statistics.add(StepRecord(context.counters.step, _reason(lease, outcome), outcome.difference))
-            context.valid = context.valid or not outcome.reused
+            if not outcome.reused:
+                context.remember(Stored(lease.slot, *_moment(lease, outcome, context)), model.options.history)
             model.policy.after(context.counters, outcome.reused, outcome.difference)
 
     def abort(self, lease: Lease) -> None:
@@ -131,6 +139,10 @@ class Attribution:
         context.owner = weakref.ref(lease)
         lease.store = True
         lease.mode, lease.reason = model.policy.decide_before(model.options, context.counters, context.valid)
+        lease.now = (context.counters.step, call.time(model.options.calibrator_time))
+        lease.stored, lease.slot = tuple(context.stored), context.next_slot(model.options.history)
+        if lease.mode is Mode.REUSE and clock is not None:
+            lease.mode = Mode.DECIDE  # only the device knows whether this is still the same generation
         if lease.mode is Mode.DECIDE:
             lease.threshold, lease.clock = model.policy.threshold(model.options), clock
         elif clock is not None and context.valid and lease.reason in _NEEDS_CLOCK:
@@ -154,6 +166,7 @@ class Attribution:
             if context.valid:  # never read what was stored in another form
                 context.valid = False
                 _compute_instead(lease, Reason.FIRST)
+            context.stored = []
             context.tensors, context.specs = [], ()
             fits = not context.dropped and ticket.model.make_room(context, sum(spec.nbytes for spec in specs))
         if not fits:
@@ -175,6 +188,7 @@ def _scratch(specs: tuple[TensorSpec, ...]) -> list[torch.Tensor]:
 
 def _compute_instead(lease: Lease, reason: Reason) -> None:
     lease.mode, lease.reason, lease.threshold, lease.clock = Mode.COMPUTE, reason, 0.0, None
+    lease.stored, lease.slot = (), 0
 
 
 def _abandon(model: ModelState, context: Context) -> None:
@@ -191,6 +205,11 @@ def _restart(model: ModelState, context: Context, outcome: Outcome) -> None:
     context.device_clock, context.latents, context.source = clock, latents, source
     if outcome.time is not None and math.isfinite(outcome.time[0]):
         context.counters.step = max(0, round(abs(outcome.time[0])) - 1)
+
+
+def _moment(lease: Lease, outcome: Outcome, context: Context) -> tuple[int, float | None]:
+    """Step and time of the call; a restart that the device has seen has changed the number of the step."""
+    return (context.counters.step, lease.now[1]) if outcome.restarted else lease.now
 
 
 def _reason(lease: Lease, outcome: Outcome) -> Reason:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fxcache.runtime.clock import DeviceClock, Reading, read_time
+from fxcache.runtime.clock import DeviceClock, Reading, host_number, read_time
 from fxcache.runtime.contexts import ActivationSignature, Context, ContextKey, TimeSource
 from fxcache.runtime.generation import Branch, Run, current_branch, current_run
 from fxcache.runtime.identity import Identities, identity_key
@@ -32,6 +32,17 @@ class Call:
     """The time, where the host knows it."""
     activations: ActivationSignature
     signature: str
+    host_readable: Callable[[torch.Tensor], bool]
+
+    def time(self, axis: str) -> float | None:
+        """Return the time of the call on the axis of a calibrator, where the host knows it; None: the step counts."""
+        if axis == "step":
+            return None
+        said = self.explicit or self.named
+        if axis == "sigma":
+            return said.sigma if said else None
+        named = said.timestep if said else None
+        return host_number(self.timestep, self.host_readable) if named is None else named
 
     @property
     def step_index(self) -> int | None:
@@ -135,6 +146,7 @@ def describe(info: GraphInfo, args: Sequence[object], host_readable: Callable[[t
         reading=read_time(timestep, host_readable),
         activations=_activations(args, roles),
         signature=info.signature,
+        host_readable=host_readable,
     )
 
 

@@ -55,6 +55,20 @@ def read_time(source: object, host_readable: Callable[[torch.Tensor], bool]) -> 
     return Reading(latest(source).item()) if host_readable(source) else None
 
 
+def on_host(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor can be read without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def host_number(source: object, readable: Callable[[torch.Tensor], bool] = on_host) -> float | None:
+    """Return a number, or the largest of a tensor that can be read without waiting for a device; None otherwise."""
+    if isinstance(source, (int, float)):
+        return float(source)
+    if not isinstance(source, torch.Tensor) or not source.numel() or source.is_complex() or not readable(source):
+        return None
+    return latest(source).item()
+
+
 def latest(source: torch.Tensor) -> torch.Tensor:
     """Return the largest time in a tensor of times: single tokens or frames may stay at zero throughout."""
     return source.detach().amax().to(torch.float32 if source.dtype != torch.float64 else torch.float64)

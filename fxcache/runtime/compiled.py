@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fxcache.kernels import CONTROL_SIZE, Control
+from fxcache.kernels import CONTROL_SIZE, Ask, Control
 from fxcache.runtime.attribution import Attribution
 from fxcache.runtime.interface import GraphInfo, Lease, Mode, Outcome, TensorSpec
 
@@ -49,8 +49,8 @@ def with_state(
 ) -> Callable[[list[Any]], Any]:
     """Wrap a compiled graph whose last inputs are control, clock and state, so that it takes the original inputs.
 
-    The inputs added are, in this order: control, health, clock, reference and one cache per stream; all but control and
-    clock belong to the context and come from its lease.
+    The inputs added are, in this order: control, health, clock, the state tensors; all but control and clock
+    belong to the context and come from its lease.
     """
     no_clock: list[torch.Tensor] = []
 
@@ -70,19 +70,28 @@ def with_state(
     return boxed
 
 
+_ASK = {Mode.COMPUTE: Ask.COMPUTE, Mode.DECIDE: Ask.DECIDE, Mode.REUSE: Ask.REUSE}
+
+
 def _control_for(lease: Lease) -> torch.Tensor:
     told = [0.0] * CONTROL_SIZE
-    told[Control.DECIDE] = float(lease.mode is Mode.DECIDE)
+    told[Control.MODE] = float(_ASK[lease.mode])
     told[Control.STORE] = float(lease.store)
     told[Control.THRESHOLD] = lease.threshold
     told[Control.CHECK_CLOCK] = float(lease.clock is not None)
     told[Control.REPEAT_ALLOWED] = float(lease.repeat_allowed)
+    told[Control.SLOT] = float(lease.slot)
+    told[Control.COUNT] = float(len(lease.stored))
+    if lease.mode is not Mode.COMPUTE:
+        times, told[Control.NOW] = lease.times
+        told[Control.TIMES : Control.TIMES + len(times)] = times
+        told[Control.SLOTS : Control.SLOTS + len(times)] = [float(stored.slot) for stored in lease.stored]
     return torch.tensor(told, dtype=torch.float64)
 
 
 def read_outcome(control: torch.Tensor | None, lease: Lease) -> Outcome:
     """Translate what the ``decide`` operator wrote; no device is touched."""
-    if control is None or lease.mode is not Mode.DECIDE:
+    if control is None or lease.mode is Mode.COMPUTE:
         return Outcome()
     seen = control.tolist()
     return Outcome(

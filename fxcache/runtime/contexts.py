@@ -14,7 +14,7 @@ from fxcache.options import Options
 from fxcache.policies import Counters, Policy, policy_of
 from fxcache.runtime.clock import DeviceClock, HostClock
 from fxcache.runtime.identity import Identities
-from fxcache.runtime.interface import GraphInfo, Lease, Reason, TensorSpec
+from fxcache.runtime.interface import GraphInfo, Lease, Reason, Stored, TensorSpec
 from fxcache.runtime.records import MAX_ENDED_KEPT, ContextRecord, ModelRecord, Statistics
 
 ActivationSignature = tuple[tuple[tuple[int, ...], torch.dtype, torch.device] | None, ...]
@@ -78,6 +78,8 @@ class Context:
         """Begin step 0 of another generation: nothing stored may be read."""
         self.segment += 1
         self.valid = False
+        self.stored: list[Stored] = []
+        """The computed steps that can be read, newest first."""
         self.counters = Counters()
         self.host_clock = HostClock()
         self.device_clock: DeviceClock | None = None
@@ -87,6 +89,17 @@ class Context:
         self.latents: Identities | None = None
         """Of the previous call; None before the first."""
         self.source = TimeSource.NONE
+
+    def next_slot(self, entries: int) -> int:
+        """Return where a history of so many entries takes the next step: a free slot, or that of the oldest."""
+        taken = {stored.slot for stored in self.stored}
+        return next((slot for slot in range(entries) if slot not in taken), self.stored[-1].slot if self.stored else 0)
+
+    def remember(self, stored: Stored, entries: int) -> None:
+        """Note that a step was stored, in place of what its slot held."""
+        kept = [other for other in self.stored if other.slot != stored.slot]
+        self.stored = [stored, *kept][:entries]
+        self.valid = True
 
     def record(self, live: bool) -> ContextRecord:
         """Return what has happened since the last restart."""

@@ -131,6 +131,8 @@ class Branch:
     name: str
     step_index: int | None = None
     num_inference_steps: int | None = None
+    timestep: float | None = None
+    sigma: float | None = None
 
 
 _branches: ContextVar[tuple[Branch, ...]] = ContextVar("fxcache_contexts", default=())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,8 @@ class Mode(Enum):
     """Run the whole trunk; no decision, no host synchronisation."""
     DECIDE = "decide"
     """Reuse if the difference is finite and below `Lease.threshold`, otherwise compute."""
+    REUSE = "reuse"
+    """Reuse whatever the difference is; it is not looked at."""
 
 
 class Reason(str, Enum):
@@ -28,6 +30,7 @@ class Reason(str, Enum):
     REUSED = "reused"
     DIFFERENCE = "difference >= threshold"
     WARMUP = "warmup"
+    MASK = "step mask"
     MAX_CACHED = "max_cached_steps"
     MAX_CONTINUOUS = "max_continuous_cached_steps"
     MAX_ACCUMULATED = "accumulated difference"
@@ -99,8 +102,8 @@ class GraphInfo:
 class Outcome:
     """What a call did, as the graph reported it.
 
-    A call in `Mode.COMPUTE` reports `Outcome()`. `time` is the clock (direction, previous, now) that the decision has
-    read, if there was one.
+    A call in `Mode.COMPUTE` reports `Outcome()`, one in `Mode.REUSE` whether it was reused. `time` is the clock
+    (direction, previous, now) that the decision has read, if there was one.
     """
 
     reused: bool = False
@@ -125,6 +128,16 @@ class StepRecord:
         return self.reason is Reason.REUSED
 
 
+class Stored(NamedTuple):
+    """A computed step whose values are stored."""
+
+    slot: int
+    """Where, in every history of the context."""
+    step: int
+    time: float | None
+    """On the axis of the option `calibrator_time`; None where the host does not know it."""
+
+
 class Lease:
     """The right of one call to use one context, from `Attribution.begin` to `end` or `abort`.
 
@@ -137,9 +150,12 @@ class Lease:
         "_allocate",
         "clock",
         "mode",
+        "now",
         "reason",
         "repeat_allowed",
+        "slot",
         "store",
+        "stored",
         "threshold",
         "ticket",
     )
@@ -157,9 +173,24 @@ class Lease:
         """Device float32 [3] (direction, previous time, now); None when the host has checked the time."""
         self.repeat_allowed: bool = True
         """Whether an equal time in successive calls is a normal step."""
+        self.stored: tuple[Stored, ...] = ()
+        """The steps that the context holds, newest first."""
+        self.now: tuple[int, float | None] = (0, None)
+        """Step and time of this call, as in `Stored`."""
+        self.slot: int = 0
+        """Where this call is stored if it is."""
         self.ticket = ticket
         """Bookkeeping of the attribution; nobody else reads it."""
         self._allocate = allocate
+
+    @property
+    def times(self) -> tuple[list[float], float]:
+        """Times of the stored steps and of this one: on the axis asked for if all are known and differ, else steps."""
+        times, now = [stored.time for stored in self.stored], self.now[1]
+        known = [time for time in times if time is not None]
+        if now is not None and len(known) == len(times) == len(set(known)):
+            return known, now
+        return [float(stored.step) for stored in self.stored], float(self.now[0])
 
     def state(self, specs: tuple[TensorSpec, ...]) -> list[torch.Tensor]:
         """Return the context's tensors, made with zeros on first use and again when the specs changed."""

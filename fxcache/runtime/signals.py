@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from fxcache.runtime.clock import host_number
 from fxcache.runtime.generation import Branch, begin_loop, end_loop
 
 _cache_context: ContextVar[Branch | None] = ContextVar("fxcache_cache_context", default=None)
@@ -55,7 +56,13 @@ def _wrap_cache_context(original: Any) -> Any:
     @functools.wraps(original)
     @contextmanager
     def cache_context(self: object, name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        branch = Branch(str(name), _count(kwargs.get("step_index")), _count(kwargs.get("num_inference_steps")))
+        branch = Branch(
+            str(name),
+            _count(kwargs.get("step_index")),
+            _count(kwargs.get("num_inference_steps")),
+            host_number(kwargs.get("timestep")),
+            host_number(kwargs.get("sigma")),
+        )
         with original(self, name, *args, **kwargs) as value:
             before = _cache_context.get()
             _cache_context.set(branch)

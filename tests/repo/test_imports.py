@@ -15,20 +15,21 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "base": ({"checks", "configs", "errors", "options", "version"}, set()),
     "kernels": ({"kernels"}, set()),
     "words": ({"runtime.interface"}, {"base"}),
+    "calibrators": ({"calibrators"}, {"kernels"}),
     "policies": ({"policies"}, {"base", "words"}),
     "regions": ({"regions"}, {"base"}),
     "rewrite": ({"rewrite"}, {"base", "kernels", "regions"}),
     "runtime": ({"runtime"}, {"base", "kernels", "policies", "words"}),
     "entry": (
         {"backend", "breaks", "inner", "intake"},
-        {"base", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
+        {"base", "calibrators", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
     "user": (
         {"", "__main__", "api", "cli", "debug", "explain", "plot", "summary"},
         {"base", "entry", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
 }
-WITHOUT_FX = ("kernels", "policies", "runtime", "words")
+WITHOUT_FX = ("calibrators", "kernels", "policies", "runtime", "words")
 
 
 def layer_of(module: str) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.curves import plot_curves
-from benchmarks.methods import Method, Run, Setting, Work, open_uncached, own_methods
+from benchmarks.methods import NOT_COMPILED, Method, Run, Setting, Work, open_uncached, own_methods
 from benchmarks.peers import INSTALL, peer_methods
 from benchmarks.quality import Quality, Reference
 from benchmarks.report import RESULTS, ROOT, Spread, environment, paired_ratio, table, write_json
@@ -30,7 +30,6 @@ from benchmarks.schedules import Schedule
 
 TOGETHER = 8
 """Rows that share the rounds of the uncached models: fewer means closer pairs, and more time."""
-UNCACHED = "uncached"
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,7 @@ def rows_to_measure(methods: Sequence[Method], setting: Setting) -> list[Row]:
 def measure_all(rows: Sequence[Row], plan: Plan) -> list[Row]:
     """Measure all rows, a few at a time in turns with the uncached models; return the rows of those before them."""
     compilers = dict.fromkeys([plan.setting.inner, *(row.method.uncached or plan.setting.inner for row in rows)])
-    schedule = Schedule("steps", plan.setting.steps)
-    uncached = {
-        compiler: Row(Method(UNCACHED, lambda _: [], None, compiler), schedule, open_uncached(plan.setting, compiler))
-        for compiler in compilers
-    }
+    uncached = {compiler: _uncached(plan.setting, compiler) for compiler in compilers}
     with tqdm(total=len(rows) + len(uncached), desc="calibrators", unit="row") as bar:
         for row in uncached.values():
             row.prepare(plan)
@@ -119,6 +114,12 @@ def measure_all(rows: Sequence[Row], plan: Plan) -> list[Row]:
         for group in _groups(rows):
             _measure_group(group, uncached, plan, bar)
     return [*uncached.values(), *rows]
+
+
+def _uncached(setting: Setting, compiler: str) -> Row:
+    name = "uncached, not compiled" if compiler == NOT_COMPILED else f"uncached, {compiler}"
+    method = Method(name, lambda _: [], None, compiler)
+    return Row(method, Schedule("steps", setting.steps), open_uncached(setting, compiler))
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -167,9 +168,9 @@ def _report(row: Row, reference: Reference, full: int, plan: Plan) -> dict[str, 
     runs = sum(each.block_runs for each in work)
     own = row.method.uncached or plan.setting.inner
     return {
-        "method": row.method.name if row.method.name != UNCACHED else f"{UNCACHED}, {_compiler(own)}",
+        "method": row.method.name,
         "schedule": row.schedule.name,
-        "compiler": _compiler(own),
+        "compiler": own,
         **dataclasses.asdict(row.schedule),
         "factor": full / runs,
         "block_runs": runs,
@@ -182,10 +183,6 @@ def _report(row: Row, reference: Reference, full: int, plan: Plan) -> dict[str, 
         "speedup_same_compiler": _speedup(row, own),
         "compile_s": row.compile_s,
     }
-
-
-def _compiler(name: str) -> str:
-    return "eager" if name in ("none", "eager") else name
 
 
 def _speedup(row: Row, compiler: str) -> Spread:

@@ -106,5 +106,8 @@ def _label(figure: Any, grid: Any, most: float) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         axes.tick_params(labelbottom=True, labelleft=True)
         axes.grid(color="0.9")
-    figure.supxlabel("times fewer block executions")
-    figure.supylabel("PSNR to the uncached pictures, dB")
+    # not a label of the figure: the legend would cover it
+    for axes in grid[-1]:
+        axes.set_xlabel("times fewer block executions")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("PSNR to uncached, dB")

@@ -13,6 +13,7 @@ from benchmarks.digits.sample import DigitsPipeline, load_pipeline
 from benchmarks.schedules import Schedule, fewer_steps, masks, thresholds
 
 FEWER_STEPS = "fewer-steps"
+NOT_COMPILED = "none"
 Configure = Callable[[], Any]
 """Makes the configuration of a calibrator; None for reuse as it is."""
 BOTH = ("residual", "forecast")
@@ -88,9 +89,9 @@ def blocks_of(pipeline: DigitsPipeline) -> int:
 
 
 def open_uncached(setting: Setting, compiler: str) -> Run:
-    """The pipeline without a cache, for one compiler (`none`: run as it is)."""
+    """The pipeline without a cache, for one compiler."""
     pipeline = load_pipeline(setting.weights)
-    if compiler != "none":
+    if compiler != NOT_COMPILED:
         pipeline.transformer.compile(backend=compiler)
     return Run(pipeline, compiler)
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.digits.sample import DigitsPipeline, load_pipeline
-from benchmarks.methods import Method, Run, Setting, Work, blocks_of
+from benchmarks.methods import NOT_COMPILED, Method, Run, Setting, Work, blocks_of
 from benchmarks.schedules import Schedule, masks, thresholds
 
 INSTALL = 'cache-dit is left out: pip install -c constraints.txt -e ".[bench,peers]" adds it'
@@ -38,7 +38,7 @@ def _method(name: str, calibrator: tuple[str, dict[str, Any]] | None) -> Method:
         blocks = blocks_of(load_pipeline(setting.weights))
         return [*masks(setting.steps, blocks, 1), *thresholds(setting.steps, "residual")]
 
-    return Method(name, schedules, lambda setting, schedule: PeerRun(setting, schedule, calibrator), uncached="none")
+    return Method(name, schedules, lambda setting, schedule: PeerRun(setting, schedule, calibrator), NOT_COMPILED)
 
 
 class PeerRun(Run):
@@ -47,7 +47,7 @@ class PeerRun(Run):
     def __init__(
         self, setting: Setting, schedule: Schedule, calibrator: tuple[str, dict[str, Any]] | None = None
     ) -> None:
-        super().__init__(load_pipeline(setting.weights), "none")
+        super().__init__(load_pipeline(setting.weights), NOT_COMPILED)
         # it logs a dozen lines for every configuration
         os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
         import cache_dit

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks import calibrators, quality, schedules
 from benchmarks.curves import best
 from benchmarks.digits.judge import load_judge
-from benchmarks.methods import CachedRun, Run, Setting, blocks_of, open_uncached
+from benchmarks.methods import NOT_COMPILED, CachedRun, Run, Setting, blocks_of, open_uncached
 from benchmarks.peers import PeerRun, count_blocks, peer_methods
 from benchmarks.schedules import Schedule, block_factor
 
@@ -101,7 +101,7 @@ def test_the_picture(folder: Path) -> None:
 
 def test_an_uncached_run_counts_what_hooks_count() -> None:
     plan = calibrators.Plan(2, 1, SETTING)
-    run = open_uncached(SETTING, "none")
+    run = open_uncached(SETTING, NOT_COMPILED)
     counts = count_blocks(run.pipeline)
     draw(run, plan)
     assert sum(counts) == run.work(STEPS).block_runs == 2 * STEPS * blocks_of(run.pipeline)

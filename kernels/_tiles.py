@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ _ROW_AXES = 3
 _NARROW = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tiling:
     """How the programs share the elements: see `plan_tiles`."""
 
@@ -29,61 +30,73 @@ class Tiling:
     """Sizes of the second and third axis of rows."""
     strides: tuple[tuple[int, ...], ...]
     """For each tensor those of the three axes of rows and of the columns."""
-    tensors: tuple[Tensor | None, ...]
-    """The tensors to give to the kernel: as they came, or copies."""
     tile: tuple[int, int]
     """Rows and columns of a tile, powers of two."""
 
-    @property
+    @cached_property
     def row_tiles(self) -> int:
         """Tiles from top to bottom."""
         return -(-self.rows // self.tile[0])
 
-    @property
+    @cached_property
     def count(self) -> int:
         """All tiles."""
         return self.row_tiles * -(-self.columns // self.tile[1])
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[int, ...]:
         """What every tiled kernel takes after its pointers: rows, columns, inner rows, strides of each tensor."""
         flat = (stride for strides in self.strides for stride in strides)
         return (self.rows, self.columns, *self.inner_rows, *flat)
 
-    @property
+    @cached_property
     def constants(self) -> dict[str, Any]:
         """Shape of a tile."""
         return {"ROWS": self.tile[0], "COLUMNS": self.tile[1]}
 
 
-def plan_tiles(tensors: Sequence[Tensor | None], elements: int, keep_channels: bool = False) -> Tiling:
-    """Find rows and columns of tensors of one shape (at least one is not None), and tiles of ``elements``.
+def plan_tiles(
+    tensors: Sequence[Tensor | None], elements: int, keep_channels: bool = False
+) -> tuple[Tiling, Sequence[Tensor | None]]:
+    """Rows and columns of tensors of one shape, in tiles of ``elements``; the last one is contiguous and not None.
 
-    With ``keep_channels`` the columns are the last axis, otherwise as many axes as possible.
+    With ``keep_channels`` the columns are the last axis, otherwise as many axes as possible. Returns the tensors to
+    give to the kernel too: as they came, or copies.
     """
-    shape = next(tensor.shape for tensor in tensors if tensor is not None)
-    sizes, strides = _axes(shape, tensors, keep_channels)
-    if len(sizes) > _ROW_AXES + 1:
-        tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-        sizes, strides = _axes(shape, tensors, keep_channels)
+    shape = tuple(tensors[-1].shape) if tensors[-1] is not None else ()
+    strides = tuple(None if tensor is None else tensor.stride() for tensor in tensors)
+    tiling = _tiling(shape, strides, elements, keep_channels)
+    if tiling is None:
+        return plan_tiles(
+            [None if tensor is None else tensor.contiguous() for tensor in tensors], elements, keep_channels
+        )
+    return tiling, tensors
+
+
+@lru_cache(maxsize=4096)  # a launch takes microseconds on the host, and a model has few shapes
+def _tiling(
+    shape: tuple[int, ...], every: tuple[tuple[int, ...] | None, ...], elements: int, keep_channels: bool
+) -> Tiling | None:
+    """The tiling of tensors with these strides; None when they have too many axes."""
+    sizes, strides = _axes(shape, [own or (0,) * len(shape) for own in every], keep_channels)
     missing = _ROW_AXES + 1 - len(sizes)
+    if missing < 0:
+        return None
     sizes = [1] * missing + sizes
     padded = tuple((0,) * missing + tuple(own) for own in strides)
     rows, columns = sizes[0] * sizes[1] * sizes[2], sizes[3]
-    even = all(own[3] == 1 for own, tensor in zip(padded, tensors, strict=True) if tensor is not None)
+    even = all(steps[3] == 1 for steps, own in zip(padded, every, strict=True) if own is not None)
     # A tensor whose channels are far apart is read along its rows: a tile as wide as high uses what a cache line holds.
     across = min(_power_of_two(columns), elements if even or rows == 1 else _NARROW)
-    tile = min(_power_of_two(rows), elements // across), across
-    return Tiling(rows, columns, (sizes[1], sizes[2]), padded, tuple(tensors), tile)
+    return Tiling(rows, columns, (sizes[1], sizes[2]), padded, (min(_power_of_two(rows), elements // across), across))
 
 
 def _axes(
-    shape: Sequence[int], tensors: Sequence[Tensor | None], keep_channels: bool
+    shape: Sequence[int], every: Sequence[Sequence[int]], keep_channels: bool
 ) -> tuple[list[int], list[list[int]]]:
-    """Merged sizes, and for each tensor its strides along them (zeros for None)."""
-    every = [(0,) * len(shape) if tensor is None else tensor.stride() for tensor in tensors]
+    """Merged sizes, and for each tensor its strides along them."""
     sizes: list[int] = []
-    strides: list[list[int]] = [[] for _ in tensors]
+    strides: list[list[int]] = [[] for _ in every]
     last = len(shape) - 1
     for axis, size in enumerate(shape):
         channels = keep_channels and axis == last
@@ -98,7 +111,7 @@ def _axes(
             sizes.append(size)
             for done, own in zip(strides, every, strict=True):
                 done.append(own[axis])
-    return (sizes, strides) if sizes else ([1], [[1] for _ in tensors])
+    return (sizes, strides) if sizes else ([1], [[1] for _ in every])
 
 
 def _power_of_two(number: int) -> int:
@@ -106,7 +119,9 @@ def _power_of_two(number: int) -> int:
 
 
 @jit
-def tile_numbers(tile: Any, rows: Any, columns: Any, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> Any:
+def tile_numbers(
+    tile: tl.tensor, rows: tl.tensor, columns: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+) -> tl.tensor:
     """Row and column numbers of the elements of a tile, and which of them exist."""
     across = tl.cdiv(columns, COLUMNS)
     o_row = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -115,7 +130,16 @@ def tile_numbers(tile: Any, rows: Any, columns: Any, ROWS: tl.constexpr, COLUMNS
 
 
 @jit
-def offsets(o_row: Any, o_column: Any, rows_1: Any, rows_2: Any, s_0: Any, s_1: Any, s_2: Any, s_3: Any) -> Any:
+def offsets(
+    o_row: tl.tensor,
+    o_column: tl.tensor,
+    rows_1: tl.tensor,
+    rows_2: tl.tensor,
+    s_0: tl.tensor,
+    s_1: tl.tensor,
+    s_2: tl.tensor,
+    s_3: tl.tensor,
+) -> tl.tensor:
     """Offsets of elements in a tensor with these strides."""
     o_outer = o_row // rows_2
     return o_outer // rows_1 * s_0 + o_outer % rows_1 * s_1 + o_row % rows_2 * s_2 + o_column * s_3

@@ -16,8 +16,6 @@ Bytes moved: every k-th channel of live_out and live_in read once, ``history[slo
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from fxcache.kernels._launch import Launch, elements_per_program, jit, run, runs_triton, tl
@@ -57,7 +55,9 @@ _PLACE = ("health_ptr", "health_stride", "slot_ptr", "entries")
 
 
 @jit(do_not_specialize=_PLACE)
-def mark_healthy_kernel(health_ptr: Any, health_stride: Any, slot_ptr: Any, entries: Any) -> None:
+def mark_healthy_kernel(
+    health_ptr: tl.tensor, health_stride: tl.tensor, slot_ptr: tl.tensor, entries: tl.tensor
+) -> None:
     """Write 0 into the health of the slot; with ``slot_ptr`` None both are those of the slot already."""
     if slot_ptr is None:
         tl.store(health_ptr, 0.0)
@@ -68,26 +68,26 @@ def mark_healthy_kernel(health_ptr: Any, health_stride: Any, slot_ptr: Any, entr
 
 @jit(do_not_specialize=_PLACE)
 def commit_kernel(
-    history_ptr: Any,
-    live_out_ptr: Any,
-    live_in_ptr: Any,
-    health_ptr: Any,
-    health_stride: Any,
-    slot_ptr: Any,
-    entries: Any,
-    entry_size: Any,
-    rows: Any,
-    columns: Any,
-    rows_1: Any,
-    rows_2: Any,
-    s_0: Any,
-    s_1: Any,
-    s_2: Any,
-    s_3: Any,
-    t_0: Any,
-    t_1: Any,
-    t_2: Any,
-    t_3: Any,
+    history_ptr: tl.tensor,
+    live_out_ptr: tl.tensor,
+    live_in_ptr: tl.tensor,
+    health_ptr: tl.tensor,
+    health_stride: tl.tensor,
+    slot_ptr: tl.tensor,
+    entries: tl.tensor,
+    entry_size: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    rows_1: tl.tensor,
+    rows_2: tl.tensor,
+    s_0: tl.tensor,
+    s_1: tl.tensor,
+    s_2: tl.tensor,
+    s_3: tl.tensor,
+    t_0: tl.tensor,
+    t_1: tl.tensor,
+    t_2: tl.tensor,
+    t_3: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
@@ -144,14 +144,14 @@ def plan(
     """The launches: ``health`` is the row of this history, ``index`` the slot where the host knows it."""
     entry = history[index or 0]
     values = [None if value is None else every_nth(value, downsample_factor) for value in (live_out, live_in)]
-    tiling = plan_tiles([*values, entry], elements_per_program(live_out, live_in, history))
+    tiling, tensors = plan_tiles([*values, entry], elements_per_program(live_out, live_in, history))
     place = (health[index or 0], health.stride(0), slot if index is None else None, history.shape[0])
     return [
         Launch(mark_healthy_kernel, 1, place, {}, warps=1),
         Launch(
             commit_kernel,
             tiling.count,
-            (entry, *tiling.tensors[:2], *place, entry.numel(), *tiling.arguments[:-4]),
+            (entry, *tensors[:2], *place, entry.numel(), *tiling.arguments[:-4]),
             tiling.constants,
         ),
     ]

@@ -14,8 +14,6 @@ is FBCache's (ParaAttention), the weighted sum holds Taylor, Hermite and DMD pre
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -56,19 +54,19 @@ def _weighted_sum(history: Tensor, coefficients: Tensor, wide: torch.dtype) -> T
 
 @jit
 def extrapolate_kernel(
-    y_ptr: Any,
-    live_ptr: Any,
-    history_ptr: Any,
-    coefficients_ptr: Any,
-    entry_size: Any,
-    rows: Any,
-    columns: Any,
-    rows_1: Any,
-    rows_2: Any,
-    s_0: Any,
-    s_1: Any,
-    s_2: Any,
-    s_3: Any,
+    y_ptr: tl.tensor,
+    live_ptr: tl.tensor,
+    history_ptr: tl.tensor,
+    coefficients_ptr: tl.tensor,
+    entry_size: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    rows_1: tl.tensor,
+    rows_2: tl.tensor,
+    s_0: tl.tensor,
+    s_1: tl.tensor,
+    s_2: tl.tensor,
+    s_3: tl.tensor,
     ENTRIES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -82,9 +80,10 @@ def extrapolate_kernel(
     else:
         b_y = tl.zeros([ROWS, COLUMNS], tl.float32)
         for entry in tl.static_range(ENTRIES):
-            b_factor = tl.load(coefficients_ptr + entry + tl.zeros([1, 1], tl.int32))
+            factor = tl.load(coefficients_ptr + entry)
             # A mask that is false everywhere reads nothing, like a branch, and does not hold up the loads behind it.
-            b_y += b_factor * tl.load(p_entry, mask=m_tile & (b_factor != 0.0), other=0.0).to(tl.float32)
+            m_entry = m_tile & (tl.where(factor != 0.0, 1, 0) > 0)
+            b_y += factor * tl.load(p_entry, mask=m_entry, other=0.0).to(tl.float32)
             p_entry += entry_size
     if live_ptr is not None:
         p_live = live_ptr + offsets(o_row, o_column, rows_1, rows_2, s_0, s_1, s_2, s_3)
@@ -106,13 +105,13 @@ def extrapolate(
 
 def plan(out: Tensor, live_in: Tensor | None, history: Tensor, coefficients: Tensor | None) -> list[Launch]:
     """The launch that fills ``out``."""
-    tiling = plan_tiles([live_in, out], elements_per_program(out, live_in, history))
+    tiling, tensors = plan_tiles([live_in, out], elements_per_program(out, live_in, history))
     rows_and_strides = tiling.arguments[:-4]
     return [
         Launch(
             extrapolate_kernel,
             tiling.count,
-            (out, tiling.tensors[0], history, coefficients, out.numel(), *rows_and_strides),
+            (out, tensors[0], history, coefficients, out.numel(), *rows_and_strides),
             {"ENTRIES": 1 if coefficients is None else history.shape[0], **tiling.constants},
         )
     ]

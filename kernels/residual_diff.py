@@ -13,8 +13,6 @@ mean; the ratio is the same.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -57,25 +55,25 @@ def residual_diff_reference(
 
 @jit
 def tile_terms(
-    out_ptr: Any,
-    inp_ptr: Any,
-    reference_ptr: Any,
-    tile: Any,
-    rows: Any,
-    columns: Any,
-    rows_1: Any,
-    rows_2: Any,
-    s_0: Any,
-    s_1: Any,
-    s_2: Any,
-    s_3: Any,
-    t_0: Any,
-    t_1: Any,
-    t_2: Any,
-    t_3: Any,
+    out_ptr: tl.tensor,
+    inp_ptr: tl.tensor,
+    reference_ptr: tl.tensor,
+    tile: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    rows_1: tl.tensor,
+    rows_2: tl.tensor,
+    s_0: tl.tensor,
+    s_1: tl.tensor,
+    s_2: tl.tensor,
+    s_3: tl.tensor,
+    t_0: tl.tensor,
+    t_1: tl.tensor,
+    t_2: tl.tensor,
+    t_3: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """``|reference - r|`` and ``|reference|`` of one tile, 0 outside."""
     o_row, o_column, m_tile = tile_numbers(tile, rows, columns, ROWS, COLUMNS)
     p_out = out_ptr + offsets(o_row, o_column, rows_1, rows_2, s_0, s_1, s_2, s_3)
@@ -89,22 +87,22 @@ def tile_terms(
 
 @jit
 def sum_tiles_kernel(
-    partials_ptr: Any,
-    out_ptr: Any,
-    inp_ptr: Any,
-    reference_ptr: Any,
-    rows: Any,
-    columns: Any,
-    rows_1: Any,
-    rows_2: Any,
-    s_0: Any,
-    s_1: Any,
-    s_2: Any,
-    s_3: Any,
-    t_0: Any,
-    t_1: Any,
-    t_2: Any,
-    t_3: Any,
+    partials_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    inp_ptr: tl.tensor,
+    reference_ptr: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    rows_1: tl.tensor,
+    rows_2: tl.tensor,
+    s_0: tl.tensor,
+    s_1: tl.tensor,
+    s_2: tl.tensor,
+    s_3: tl.tensor,
+    t_0: tl.tensor,
+    t_1: tl.tensor,
+    t_2: tl.tensor,
+    t_3: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
@@ -125,22 +123,22 @@ def sum_tiles_kernel(
 
 @jit
 def sum_tokens_kernel(
-    partials_ptr: Any,
-    out_ptr: Any,
-    inp_ptr: Any,
-    reference_ptr: Any,
-    rows: Any,
-    columns: Any,
-    rows_1: Any,
-    rows_2: Any,
-    s_0: Any,
-    s_1: Any,
-    s_2: Any,
-    s_3: Any,
-    t_0: Any,
-    t_1: Any,
-    t_2: Any,
-    t_3: Any,
+    partials_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    inp_ptr: tl.tensor,
+    reference_ptr: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    rows_1: tl.tensor,
+    rows_2: tl.tensor,
+    s_0: tl.tensor,
+    s_1: tl.tensor,
+    s_2: tl.tensor,
+    s_3: tl.tensor,
+    t_0: tl.tensor,
+    t_1: tl.tensor,
+    t_2: tl.tensor,
+    t_3: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
@@ -162,7 +160,12 @@ def sum_tokens_kernel(
 
 @jit
 def combine_kernel(
-    sums_ptr: Any, partials_ptr: Any, count: Any, threshold: Any, SELECT: tl.constexpr, BLOCK: tl.constexpr
+    sums_ptr: tl.tensor,
+    partials_ptr: tl.tensor,
+    count: tl.tensor,
+    threshold: tl.tensor,
+    SELECT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     """One program: sums of ``partials`` [2, count] in float64, with SELECT those of important tokens if any is."""
     b_sums = tl.zeros([BLOCK], tl.float64)
@@ -211,13 +214,14 @@ def plan(
     """The launches that fill ``sums``: one partial result per program or token, then one program for all of them."""
     select = important > 0.0
     values = [None if value is None else every_nth(value, downsample_factor) for value in (out, inp)]
-    tiling = plan_tiles([*values, reference], elements_per_program(out, inp, reference), keep_channels=select)
+    # The size of float32 tiles whatever the values are: two running sums per element fill the registers.
+    tiling, tensors = plan_tiles([*values, reference], elements_per_program(reference), keep_channels=select)
     kernel, programs, count = sum_tiles_kernel, min(tiling.count, PARTIALS), min(tiling.count, PARTIALS)
     if select:
         kernel, programs, count = sum_tokens_kernel, tiling.row_tiles, tiling.rows
     partials = torch.empty((2, count), dtype=torch.float32, device=out.device)
     return [
-        Launch(kernel, programs, (partials, *tiling.tensors, *tiling.arguments[:-4]), tiling.constants),
+        Launch(kernel, programs, (partials, *tensors, *tiling.arguments[:-4]), tiling.constants),
         Launch(combine_kernel, 1, (sums, partials, count, important), {"SELECT": select, "BLOCK": _COMBINED}),
     ]
 

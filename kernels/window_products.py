@@ -12,19 +12,14 @@ Bytes moved: ``history`` once. Source: method of snapshots (Sirovich 1987), as e
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fxcache.kernels._forecast import MAX_ENTRIES
-from fxcache.kernels._launch import Launch, jit, run, runs_triton, tl
+from fxcache.kernels._launch import PARTIALS, Launch, elements_per_program, jit, run, runs_triton, tl
 from fxcache.kernels._library import register_operator
 from fxcache.kernels._memory import check_apart
 
-_BYTES = 32768
-"""What a program takes of every entry: few partial results, and the new entry stays in registers."""
-_WARPS = 8
 _COMBINED = 1024
 
 
@@ -41,17 +36,19 @@ def window_products_reference(slot: Tensor, history: Tensor, gram: Tensor) -> No
 
 @jit
 def multiply_kernel(
-    partials_ptr: Any,
-    newest_ptr: Any,
-    history_ptr: Any,
-    slot_ptr: Any,
-    entry_size: Any,
+    partials_ptr: tl.tensor,
+    newest_ptr: tl.tensor,
+    history_ptr: tl.tensor,
+    slot_ptr: tl.tensor,
+    entry_size: tl.tensor,
     ENTRIES: tl.constexpr,
+    PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """One block of every entry times that of the newest, into ``partials`` [n, programs].
+    """Every program: products of its share of every entry and of the newest, into its column of ``partials``.
 
-    With ``slot_ptr`` None ``newest_ptr`` is that entry, otherwise entry 0.
+    ``partials`` is [n, programs], PADDED the power of two that holds n. With ``slot_ptr`` None ``newest_ptr`` is that
+    entry, otherwise entry 0.
     """
     if slot_ptr is not None:
         slot = tl.load(slot_ptr)
@@ -59,25 +56,29 @@ def multiply_kernel(
             return
         newest_ptr += slot * entry_size
     program, programs = tl.program_id(0), tl.num_programs(0)
-    o_flat = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m_flat = o_flat < entry_size
-    b_newest = tl.load(newest_ptr + o_flat, mask=m_flat, other=0.0).to(tl.float64)
-    p_entry = history_ptr + o_flat
-    for entry in tl.static_range(ENTRIES):
-        b_product = b_newest * tl.load(p_entry, mask=m_flat, other=0.0).to(tl.float64)
-        tl.store(partials_ptr + entry * programs + program, tl.sum(b_product))
-        p_entry += entry_size
+    o_entry = tl.arange(0, PADDED)
+    b_products = tl.zeros([PADDED], tl.float64)
+    for block in range(program, tl.cdiv(entry_size, BLOCK), programs):
+        o_flat = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        m_flat = o_flat < entry_size
+        b_newest = tl.load(newest_ptr + o_flat, mask=m_flat, other=0.0).to(tl.float64)
+        p_entry = history_ptr + o_flat
+        for entry in tl.static_range(ENTRIES):
+            product = tl.sum(b_newest * tl.load(p_entry, mask=m_flat, other=0.0).to(tl.float64))
+            b_products += tl.where(o_entry == entry, product, 0.0)
+            p_entry += entry_size
+    tl.store(partials_ptr + o_entry * programs + program, b_products, mask=o_entry < ENTRIES)
 
 
 @jit(do_not_specialize=("row_ptr", "column_ptr", "row_stride", "column_stride"))
 def add_up_kernel(
-    row_ptr: Any,
-    column_ptr: Any,
-    row_stride: Any,
-    column_stride: Any,
-    partials_ptr: Any,
-    slot_ptr: Any,
-    count: Any,
+    row_ptr: tl.tensor,
+    column_ptr: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    partials_ptr: tl.tensor,
+    slot_ptr: tl.tensor,
+    count: tl.tensor,
     ENTRIES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -116,20 +117,24 @@ def window_products(slot: Tensor, history: Tensor, gram: Tensor) -> None:
 def plan(slot: Tensor, index: int | None, history: Tensor, gram: Tensor) -> list[Launch]:
     """The launches; ``index`` is the slot where the host knows it."""
     entries, place, device_slot = history.shape[0], index or 0, slot if index is None else None
-    entry, block = history[place], _BYTES // history.element_size()
-    count = -(-entry.numel() // block)
+    entry, block = history[place], elements_per_program(gram)
+    count = min(-(-entry.numel() // block), PARTIALS)
     partials = torch.empty((entries, count), dtype=torch.float64, device=history.device)
     matrix = (gram[place], gram[:, place], *gram.stride())
-    constants = {"ENTRIES": entries}
+    padded = 1 << (entries - 1).bit_length()
     return [
         Launch(
             multiply_kernel,
             count,
             (partials, entry, history, device_slot, entry.numel()),
-            {**constants, "BLOCK": block},
-            _WARPS,
+            {"ENTRIES": entries, "PADDED": padded, "BLOCK": block},
         ),
-        Launch(add_up_kernel, entries, (*matrix, partials, device_slot, count), {**constants, "BLOCK": _COMBINED}),
+        Launch(
+            add_up_kernel,
+            entries,
+            (*matrix, partials, device_slot, count),
+            {"ENTRIES": entries, "BLOCK": _COMBINED},
+        ),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,9 +13,9 @@ from fxcache.kernels._tiles import Tiling, plan_tiles
 from tests.kernels.tolerances import random
 
 
-def elements(tiling: Tiling, place: int) -> torch.Tensor:
+def elements(tiling: Tiling, tensor: torch.Tensor, place: int) -> torch.Tensor:
     """What a kernel reads of a tensor, row by row, by the formula of `_tiles.offsets`."""
-    (rows_1, rows_2), strides, tensor = tiling.inner_rows, tiling.strides[place], tiling.tensors[place]
+    (rows_1, rows_2), strides = tiling.inner_rows, tiling.strides[place]
     row, column = torch.arange(tiling.rows)[:, None], torch.arange(tiling.columns)[None, :]
     outer = row // rows_2
     steps = (outer // rows_1, outer % rows_1, row % rows_2, column)
@@ -36,15 +38,20 @@ def tensors(draw: st.DrawFn, shape: list[int]) -> torch.Tensor:
 @given(st.data(), st.lists(st.integers(1, 4), min_size=1, max_size=6), st.booleans())
 def test_every_element_in_order(data, shape, keep_channels):
     chosen = [data.draw(tensors(shape)), data.draw(st.none() | tensors(shape)), random(*shape)]
-    tiling = plan_tiles(chosen, 16, keep_channels)
+    tiling, given = plan_tiles(chosen, 16, keep_channels)
     for place, tensor in enumerate(chosen):
         if tensor is not None:
-            assert torch.equal(elements(tiling, place), tensor.flatten())
+            assert torch.equal(elements(tiling, given[place], place), tensor.flatten())
     assert tiling.rows * tiling.columns == chosen[0].numel()
     assert not keep_channels or tiling.columns == shape[-1]
     rows, columns = tiling.tile
     assert rows * columns <= 16 and tiling.row_tiles * rows >= tiling.rows
     assert tiling.count == tiling.row_tiles * -(-tiling.columns // columns)
+
+
+def planned(tensor: torch.Tensor, size: int, keep_channels: bool = False) -> Any:
+    """Tiles of a tensor beside a contiguous one."""
+    return plan_tiles([tensor, torch.empty(tensor.shape)], size, keep_channels)
 
 
 @pytest.mark.parametrize(
@@ -61,22 +68,23 @@ def test_every_element_in_order(data, shape, keep_channels):
     ids=["flat", "even slice", "uneven slice", "part of a sequence", "transposed", "expanded", "scalar"],
 )
 def test_as_few_rows_as_possible(tensor, rows, columns):
-    tiling = plan_tiles([tensor], 16)
+    tiling, given = planned(tensor, 16)
     assert (tiling.rows, tiling.columns) == (rows, columns)
-    assert tiling.tensors[0] is tensor
+    assert given[0] is tensor
 
 
 def test_only_what_has_too_many_axes_is_copied():
     many = random(5, 4, 3, 2, 2).permute(4, 3, 2, 1, 0)
-    assert plan_tiles([many[0]], 16).tensors[0].data_ptr() == many.data_ptr()
-    copied = plan_tiles([many], 16)
-    assert copied.tensors[0].is_contiguous() and copied.rows == 1
-    kept = plan_tiles([many], 16, keep_channels=True)
+    kept, given = planned(many[0], 16)
+    assert given[0].data_ptr() == many.data_ptr()
+    tiling, given = planned(many, 16)
+    assert given[0].is_contiguous() and tiling.rows == 1
+    kept, given = planned(many, 16, keep_channels=True)
     assert (kept.rows, kept.columns) == (48, 5)
 
 
 def test_tiles_of_what_is_read_across_are_narrow():
-    assert plan_tiles([random(512, 4096)], 2048).tile == (1, 2048)
-    assert plan_tiles([random(4096, 512).T], 2048).tile == (32, 64)
-    assert plan_tiles([random(512, 4096)[:, :3072]], 2048).tile == (1, 2048)
-    assert plan_tiles([random(4096, 100)[:, :64]], 2048).tile == (32, 64)
+    assert planned(random(512, 4096), 2048)[0].tile == (1, 2048)
+    assert planned(random(4096, 512).T, 2048)[0].tile == (32, 64)
+    assert planned(random(512, 4096)[:, :3072], 2048)[0].tile == (1, 2048)
+    assert planned(random(4096, 100)[:, :64], 2048)[0].tile == (32, 64)

@@ -26,7 +26,7 @@ from benchmarks.methods import NOT_COMPILED, Method, Run, Setting, Work, open_un
 from benchmarks.peers import INSTALL, peer_methods
 from benchmarks.quality import Quality, Reference
 from benchmarks.report import RESULTS, ROOT, Spread, environment, paired_ratio, table, write_json
-from benchmarks.schedules import Schedule
+from benchmarks.schedules import FAMILIES, Schedule
 
 TOGETHER = 8
 """Rows that share the rounds of the uncached models: fewer means closer pairs, and more time."""
@@ -51,7 +51,7 @@ class Plan:
         return torch.arange(number * count, (number + 1) * count) % 10
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """One method with one schedule, and what was measured of it."""
 
@@ -98,9 +98,10 @@ class Row:
         self.run = None
 
 
-def rows_to_measure(methods: Sequence[Method], setting: Setting) -> list[Row]:
-    """One row per method and schedule; nothing is opened yet."""
-    return [Row(method, schedule) for method in methods for schedule in method.schedules(setting)]
+def rows_to_measure(methods: Sequence[Method], setting: Setting, families: Sequence[str] = FAMILIES) -> list[Row]:
+    """One row per method and schedule of these families; nothing is opened yet."""
+    found = [Row(method, schedule) for method in methods for schedule in method.schedules(setting)]
+    return [row for row in found if row.schedule.family in families]
 
 
 def measure_all(rows: Sequence[Row], plan: Plan) -> list[Row]:
@@ -130,24 +131,25 @@ def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 
 def _measure_group(group: Sequence[Row], uncached: dict[str, Row], plan: Plan, bar: Any) -> None:
-    needed = dict.fromkeys([plan.setting.inner, group[0].method.uncached or plan.setting.inner])
     for row in group:
+        bar.set_postfix_str(f"{row.method.name}, {row.schedule.name}, compiling")
         if row.method.open is None:
             row.run = uncached[plan.setting.inner].run
         else:
             row.run = row.method.open(plan.setting, row.schedule)
             row.prepare(plan)
+    compilers = dict.fromkeys([plan.setting.inner, group[0].method.uncached or plan.setting.inner])
+    references = [uncached[compiler] for compiler in compilers]
     for number in range(plan.rounds):
-        bar.set_postfix_str(f"{group[0].method.name}, round {number + 1} of {plan.rounds}")
-        references = [uncached[compiler] for compiler in needed]
         for row in (*references, *group):
+            bar.set_postfix_str(f"{row.method.name}, {row.schedule.name}, round {number + 1} of {plan.rounds}")
             row.measure(plan, number)
+            bar.update(number + 1 == plan.rounds and row not in references)
         for row in (*references, *group):
-            for compiler in needed:
+            for compiler in compilers:
                 row.beside.setdefault(compiler, []).append(uncached[compiler].seconds[-1])
     for row in group:
         row.let_go()
-    bar.update(len(group))
     # the compiled code of a model lives as long as the model
     gc.collect()
 
@@ -234,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--methods", nargs="+", help="names of methods, such as fewer-steps or fxcache-foca")
+    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES, help="of schedules")
     parser.add_argument("--skip-peers", action="store_true", help="leave out cache-dit")
     parser.add_argument("--inner-backend", default="inductor", choices=("inductor", "aot_eager", "eager"))
     parser.add_argument("--json", type=Path, default=RESULTS / "calibrators-cpu.json")
@@ -248,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     # every row is a compilation of the same class, and Dynamo would stop at the eighth
     limits = torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=10_000)
     with limits:
-        rows = report_rows(measure_all(rows_to_measure(methods, plan.setting), plan), plan)
+        rows = report_rows(measure_all(rows_to_measure(methods, plan.setting, given.families), plan), plan)
     print_rows(rows, plan)
     plot_curves(rows, given.plot)
     where = environment()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+FAMILIES = ("steps", "mask", "threshold")
+"""Fewer steps, all of them computed; the steps of a mask; the steps that differ by more than a threshold."""
 FACTORS = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
 """How many times fewer block executions are aimed at."""
 BARE_FROM = 3.0
@@ -19,7 +21,7 @@ class Schedule:
     """When a step is computed."""
 
     family: str
-    """`steps`: all of fewer steps; `mask`: those of a mask; `threshold`: those that differ too much."""
+    """One of `FAMILIES`."""
     steps: int
     """Steps of one generation."""
     first_blocks: int = 1

@@ -11,8 +11,8 @@ FACTORS = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
 """How many times fewer block executions are aimed at."""
 BARE_FROM = 3.0
 """From this factor on there are also masks without a block that always runs."""
-RESIDUAL_THRESHOLDS = (0.08, 0.12, 0.18, 0.27, 0.4, 0.6)
-FORECAST_THRESHOLDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+THRESHOLDS = (0.09, 0.12, 0.18, 0.27, 0.4)
+"""For every method and every indicator."""
 WARMUPS = (2, 4)
 
 
@@ -80,11 +80,10 @@ def masks(total_steps: int, blocks: int, first_blocks: int) -> list[Schedule]:
 
 def thresholds(total_steps: int, indicator: str) -> list[Schedule]:
     """The grid of thresholds and warmups of an indicator."""
-    grid = FORECAST_THRESHOLDS if indicator == "forecast" else RESIDUAL_THRESHOLDS
     return [
         Schedule("threshold", total_steps, threshold=threshold, warmup_steps=warmup, indicator=indicator)
         for warmup in WARMUPS
-        for threshold in grid
+        for threshold in THRESHOLDS
     ]
 
 

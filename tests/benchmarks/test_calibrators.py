@@ -31,8 +31,7 @@ SETTING = Setting(STEPS, inner="eager")
 def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedules, "FACTORS", (3.0,))
-        patch.setattr(schedules, "RESIDUAL_THRESHOLDS", (1.0,))
-        patch.setattr(schedules, "FORECAST_THRESHOLDS", (1.0,))
+        patch.setattr(schedules, "THRESHOLDS", (1.0,))
         patch.setattr(schedules, "WARMUPS", (2,))
         yield
 

@@ -26,15 +26,16 @@ from benchmarks.digits.model import WEIGHTS
 from benchmarks.digits.sample import DigitsPipeline, load_pipeline
 from benchmarks.report import RESULTS, ROOT, Spread, environment, paired_ratio, table, write_json
 from fxcache.api import enable_cache, summary
-from fxcache.configs import DBCacheConfig
+from fxcache.configs import DBCacheConfig, RegressionCalibratorConfig
+from fxcache.options import Options
 from fxcache.summary import Summary
 
-CONFIGS: dict[str, DBCacheConfig | None] = {
+_EARLY = DBCacheConfig(Fn_compute_blocks=1, residual_diff_threshold=0.1, max_warmup_steps=2)
+CONFIGS: dict[str, Options | None] = {
     "plain Inductor": None,
-    "fxcache, default": DBCacheConfig(),
-    "fxcache, F1B0": DBCacheConfig(
-        Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=0.3, max_warmup_steps=4
-    ),
+    "fxcache, default": DBCacheConfig().to_options(),
+    "fxcache, regression F1": _EARLY.to_options(**RegressionCalibratorConfig().to_mapping()),
+    "fxcache, regression F0": _EARLY.to_options(**RegressionCalibratorConfig().to_mapping(), Fn_compute_blocks=0),
 }
 """What is compared; None: not cached."""
 PLAIN = next(iter(CONFIGS))
@@ -62,7 +63,7 @@ class Contestant:
     """One pipeline, and what was measured of it."""
 
     name: str
-    config: DBCacheConfig | None
+    options: Options | None
     pipeline: DigitsPipeline
     compile_s: float = 0.0
     seconds: list[float] = field(default_factory=list)
@@ -70,14 +71,14 @@ class Contestant:
     summary: Summary | None = None
 
     @classmethod
-    def new(cls, name: str, config: DBCacheConfig | None, weights: Path, inner: str) -> Contestant:
+    def new(cls, name: str, options: Options | None, weights: Path, inner: str) -> Contestant:
         """A pipeline with weights of its own; it compiles at its first call."""
         pipeline = load_pipeline(weights)
-        if config is None:
+        if options is None:
             pipeline.transformer.compile(backend=inner)
         else:
-            enable_cache(pipeline, config, inner_backend=inner, on_refusal="raise")
-        return cls(name, config, pipeline)
+            enable_cache(pipeline, **options.replace(inner_backend=inner, on_refusal="raise").to_dict())
+        return cls(name, options, pipeline)
 
     def draw(self, plan: Plan, seed: int, note: str = "") -> tuple[Tensor, float]:
         """Pictures [N, 16, 16] and the seconds they took."""
@@ -103,7 +104,7 @@ class Contestant:
 
     def finish(self, plan: Plan) -> None:
         """Keep what the cache did in the measured rounds."""
-        if self.config is None:
+        if self.options is None:
             return
         found = summary(self.pipeline)
         kept = [context for context in found.contexts if context.steps == plan.steps]
@@ -113,7 +114,7 @@ class Contestant:
 
 def compare(plan: Plan, weights: Path = WEIGHTS, inner: str = "inductor") -> list[Contestant]:
     """Compile every contestant, then let them draw in turns."""
-    contestants = [Contestant.new(name, config, weights, inner) for name, config in CONFIGS.items()]
+    contestants = [Contestant.new(name, options, weights, inner) for name, options in CONFIGS.items()]
     with tqdm(total=len(contestants) * (1 + plan.rounds), desc="demo", unit="run") as bar:
         for contestant in contestants:
             contestant.prepare(plan)
@@ -145,7 +146,7 @@ def rows_of(contestants: Sequence[Contestant], plan: Plan) -> list[dict[str, Any
         rows.append(
             {
                 "contestant": contestant.name,
-                "policy": _changed(contestant.config),
+                "policy": _changed(contestant.options),
                 "wall_s": Spread.of(contestant.seconds),
                 "speedup": paired_ratio(plain.seconds, contestant.seconds),
                 "compile_s": contestant.compile_s,
@@ -160,16 +161,12 @@ def rows_of(contestants: Sequence[Contestant], plan: Plan) -> list[dict[str, Any
     return rows
 
 
-def _changed(config: DBCacheConfig | None) -> dict[str, Any] | None:
-    """The fields that are not the default."""
-    if config is None:
+def _changed(options: Options | None) -> dict[str, Any] | None:
+    """The options that are not the default."""
+    if options is None:
         return None
-    default = DBCacheConfig()
-    return {
-        entry.name: getattr(config, entry.name)
-        for entry in dataclasses.fields(config)
-        if getattr(config, entry.name) != getattr(default, entry.name)
-    }
+    default = Options().to_dict()
+    return {name: value for name, value in options.to_dict().items() if value != default[name]}
 
 
 def print_rows(rows: Sequence[dict[str, Any]], plan: Plan) -> None:

@@ -101,7 +101,8 @@ def decide_reference(
     reuse = measured = restarted = False
     finite, difference = True, math.nan
     seen = [math.nan] * 3
-    weights = torch.zeros(_weights_shape(grams, health, forecast), dtype=torch.float32)
+    shape = _weights_shape(grams, health, forecast)
+    weights = torch.zeros(shape, dtype=torch.float32)
     mode = told[Control.MODE]
     if mode != Ask.COMPUTE:
         check_clock = mode == Ask.DECIDE and bool(told[Control.CHECK_CLOCK])
@@ -129,7 +130,7 @@ def decide_reference(
         torch.tensor(reuse),
         torch.tensor(slot),
         torch.tensor(0 if stored else -1),
-        _on_device(weights, health.device),
+        _on_device(weights, health.device) if reuse else torch.zeros(shape, dtype=torch.float32, device=health.device),
     )
 
 

@@ -30,13 +30,16 @@ def extrapolate_reference(
     dtype = dtype or history.dtype
     if coefficients is None and live_in is None:
         return history[0].to(dtype, copy=True)
+    if coefficients is None and live_in is not None and live_in.dtype == history.dtype == dtype:
+        # One addition rounds the same in half precision and in float32-then-round: the operands are exact in both.
+        return torch.add(live_in, history[0], out=torch.empty_like(history[0]))
     wide = torch.promote_types(history.dtype, torch.float32)
     if live_in is not None:
         wide = torch.promote_types(wide, live_in.dtype)
-    total = history[0].to(wide) if coefficients is None else _weighted_sum(history, coefficients, wide)
+    total = history[0].to(wide, copy=True) if coefficients is None else _weighted_sum(history, coefficients, wide)
     if live_in is not None:
-        total = live_in.to(wide) + total
-    return total.to(dtype).contiguous()
+        total += live_in
+    return total.to(dtype)
 
 
 def _weighted_sum(history: Tensor, coefficients: Tensor, wide: torch.dtype) -> Tensor:
@@ -44,7 +47,7 @@ def _weighted_sum(history: Tensor, coefficients: Tensor, wide: torch.dtype) -> T
     if coefficients.device.type == "cpu":
         for entry, factor in zip(history, coefficients.tolist(), strict=True):
             if factor != 0.0:
-                total += entry.to(wide) * factor
+                total.add_(entry, alpha=factor)
         return total
     for entry, factor in zip(history, coefficients.to(wide), strict=True):
         # Selecting by `where` keeps the factors on the device; 0 * NaN would be NaN.

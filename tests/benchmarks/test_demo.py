@@ -12,9 +12,9 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from benchmarks import demo
-from fxcache.configs import DBCacheConfig
+from fxcache.options import Options
 
-CACHED = DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=1.0)
+CACHED = Options(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,11 @@ def test_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert words in shown
 
 
-def test_the_configurations_shown_are_plain_inductor_the_default_and_f1b0() -> None:
-    plain, default, tuned = demo.CONFIGS.values()
-    assert plain is None and default == DBCacheConfig()
-    assert tuned is not None and (tuned.Fn_compute_blocks, tuned.Bn_compute_blocks) == (1, 0)
+def test_the_configurations_shown_are_plain_inductor_the_default_and_the_best_calibrator() -> None:
+    plain, default, one_block, no_block = demo.CONFIGS.values()
+    assert plain is None and default == Options()
+    assert one_block is not None and no_block == one_block.replace(Fn_compute_blocks=0)
+    assert (one_block.calibrator, one_block.Fn_compute_blocks, one_block.Bn_compute_blocks) == ("regression", 1, 0)
 
 
 def test_psnr_is_the_mean_over_pictures_and_bounded() -> None:

@@ -104,7 +104,7 @@ def test_tokens_longer_than_a_tile():
 def test_a_slot_on_the_device(slot, dtype):
     """Kernels read it themselves; a slot beyond the history is left alone, as nobody on the host sees it."""
     live_out, live_in = made(3, 1001, dtype=dtype), made(3, 1001, dtype=dtype, seed=1)
-    live_out[1, 1] = torch.inf if slot == 0 else 1.0
+    live_out[1, 1] = torch.inf if slot == 1 else 1.0
     history, health = made(2, 3, 1001, dtype=dtype, seed=2), made(3, 2)
     gram = made(2, 2).double()
     expected = [tensor.clone() for tensor in (history, health, gram)]

@@ -23,6 +23,11 @@ class Judge:
         pixels = images.detach().float().cpu().flatten(1).numpy()
         return torch.from_numpy(np.asarray(self._classifier.predict(pixels))).long()
 
+    def margins(self, images: Tensor) -> Tensor:
+        """What the judge sees in each image: the decision values of all 45 pairs of classes, float64 [N, 45]."""
+        pixels = images.detach().float().cpu().flatten(1).numpy()
+        return torch.from_numpy(np.asarray(self._classifier.decision_function(pixels))).double()
+
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """The share of images, 0 to 1, that are read as their label."""
         return (self.read(images) == torch.as_tensor(labels).cpu()).float().mean().item()
@@ -32,4 +37,4 @@ class Judge:
 def load_judge() -> Judge:
     """Train the judge on its half of the real digits; the same judge on every call."""
     images, labels = judge_digits()
-    return Judge(SVC(C=10.0, gamma=0.02).fit(images.flatten(1).numpy(), labels.numpy()))
+    return Judge(SVC(C=10.0, gamma=0.02, decision_function_shape="ovo").fit(images.flatten(1).numpy(), labels.numpy()))

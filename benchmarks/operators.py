@@ -113,6 +113,15 @@ def residual_diff_every_second(shape: tuple[int, ...], dtype: torch.dtype, gener
     return _residual_diff(shape, dtype, generator, 2, 0.0)
 
 
+def residual_products(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Work:
+    """All products of the residual and its differences to four others."""
+    out, inp = (_tensor(shape, dtype, generator) for _ in range(2))
+    history = _tensor((ENTRIES, *shape), torch.float32, generator)
+    moved = out.nbytes + inp.nbytes + history.nbytes
+    operator, reference = torch.ops.fxcache.residual_products.default, kernels.residual_products_reference
+    return Work(operator, reference, (out, inp, history), moved, 1e-10, history)
+
+
 def window_products(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Work:
     """One row and column of the products of four residuals."""
     history = _tensor((ENTRIES, *shape), dtype, generator)
@@ -129,5 +138,6 @@ OPERATORS: dict[str, Maker] = {
     "residual_diff": residual_diff,
     "residual_diff, important": residual_diff_important,
     "residual_diff, every 2nd": residual_diff_every_second,
+    "residual_products": residual_products,
     "window_products": window_products,
 }

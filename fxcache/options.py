@@ -248,7 +248,7 @@ class Options:
     def fingerprint(self) -> str:
         """Return a stable hash of the package version and every option that can shape a compiled graph."""
         shaping = {name: value for name, value in self.to_dict().items() if name not in _HOST_ONLY}
-        shaping["has_static_mask"] = self.has_static_mask
+        shaping["rewritten"], shaping["observes"] = self.can_reuse, self.observes
         text = json.dumps({"fxcache": __version__, **shaping}, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -323,5 +323,9 @@ _CHECKS: dict[str, checks.Check] = {
     "max_state_bytes": checks.integer(1, optional=True),
 }
 
-_HOST_ONLY = frozenset({"dump_dir", "max_contexts", "max_state_bytes", "on_refusal", "steps_computation_mask"})
-"""Options that only the code around the graph reads; of the mask the graph knows whether there is one."""
+_HOST_ONLY = frozenset(
+    "calibrator_time dump_dir max_accumulated_residual_diff_threshold max_cached_steps max_contexts "
+    "max_continuous_cached_steps max_state_bytes max_warmup_steps num_inference_steps on_refusal "
+    "residual_diff_threshold steps_computation_mask warmup_interval".split()
+)
+"""Options that only the code around the graph reads: the graph takes a threshold as an input."""

@@ -151,7 +151,7 @@ def _check(out: Tensor, inp: Tensor | None, history: Tensor, downsample_factor: 
         raise ValueError(f"history: strides {history.stride()} of shape {tuple(history.shape)}, it must be contiguous")
     wide = torch.promote_types(out.dtype, torch.float32)
     if history.dtype != wide:
-        raise ValueError(f"history: {history.dtype}, expected {wide} for out in {out.dtype}")
+        raise ValueError(f"history: {history.dtype}, it must be {wide} for out in {out.dtype}")
     compared = every_nth(out, downsample_factor).shape
     if history.shape[1:] != compared:
         raise ValueError(f"history: entries of {tuple(history.shape[1:])}, what is compared is {tuple(compared)}")

@@ -47,6 +47,7 @@ def test_the_bytes_are_those_of_the_docstrings(run: tuple[dict[str, Any], Path])
         "residual_diff": 3 * 4 * count,
         "residual_diff, important": 3 * 4 * count,
         "residual_diff, every 2nd": 2 * 4 * count + 4 * 2 * 33 * 33,
+        "residual_products": 6 * 4 * count,
         "window_products": 4 * 4 * count,
     }
 

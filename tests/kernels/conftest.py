@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-OPERATORS = ("commit", "extrapolate", "residual_diff", "window_products")
+OPERATORS = ("commit", "extrapolate", "residual_diff", "residual_products", "window_products")
 _launches: Counter[str] = Counter()
 
 

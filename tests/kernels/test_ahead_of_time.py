@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from fxcache.kernels import commit, extrapolate, residual_diff, window_products
+from fxcache.kernels import commit, extrapolate, residual_diff, residual_products, window_products
 from fxcache.kernels._launch import Launch
 from tests.kernels.conftest import INTERPRETED
 
@@ -136,6 +136,20 @@ def test_residual_diff(target, dtype, important, with_input):
 
 
 @BOTH
+@pytest.mark.parametrize(("entries", "with_input"), [(1, False), (3, True), (8, True)])
+def test_residual_products(target, dtype, entries, with_input):
+    values = empty(*IMAGE, dtype=dtype), empty(*IMAGE, dtype=dtype) if with_input else None
+    products = empty(entries + 1, entries + 1, dtype=torch.float64)
+    first, second = compile_all(residual_products.plan(products, *values, empty(entries, *IMAGE), 1), target)
+    assert first.loads.total() == entries + 1 + with_input, "everything once"
+    # A thread has four elements, which are 8 bytes of a value in half precision.
+    halves = {"v2.b32", "dwordx2"} if dtype != torch.float32 else set()
+    assert first.narrow("loads") == sum(first.loads[width] for width in halves) == bool(halves) * (1 + with_input)
+    assert first.stores.total() == (entries + 1) * (entries + 2) // 2
+    assert second.loads.total() and not second.narrow("loads")
+
+
+@BOTH
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("entries", [1, 3, 8])
 def test_window_products(target, dtype, on_device, entries):
@@ -152,6 +166,8 @@ def test_what_is_not_flat(target, dtype):
     compile_all(extrapolate.plan(empty(*IMAGE, dtype=dtype), across, empty(1, *IMAGE, dtype=dtype), None), target)
     odd = empty(1, 4097, 3071, dtype=dtype)
     compile_all(residual_diff.plan(empty(2), odd, odd, empty(1, 4097, 1024), 3, 0.5), target)
+    products = empty(9, 9, dtype=torch.float64)
+    compile_all(residual_products.plan(products, odd, across[:, :4097], empty(8, 1, 4097, 1024), 3), target)
     compile_all(commit.plan(SLOT, None, odd, None, empty(2, 1, 4097, 1536), empty(2), 2), target)
     large = empty(2, 75600, 5120 * 6, dtype=dtype)
     compile_all(extrapolate.plan(large, large, empty(3, *large.shape), empty(3)), target)

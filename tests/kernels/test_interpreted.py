@@ -18,8 +18,10 @@ KERNELS = {
     "combine_kernel",
     "commit_kernel",
     "extrapolate_kernel",
+    "fill_matrix_kernel",
     "mark_healthy_kernel",
     "multiply_kernel",
+    "multiply_pairs_kernel",
     "sum_tiles_kernel",
     "sum_tokens_kernel",
 }

@@ -12,10 +12,12 @@ from fxcache.kernels import _launch
 from fxcache.kernels import commit as commit_file
 from fxcache.kernels import extrapolate as extrapolate_file
 from fxcache.kernels import residual_diff as residual_diff_file
+from fxcache.kernels import residual_products as residual_products_file
 from fxcache.kernels import window_products as window_products_file
 from fxcache.kernels.commit import commit_reference
 from fxcache.kernels.extrapolate import extrapolate_reference
 from fxcache.kernels.residual_diff import residual_diff_reference
+from fxcache.kernels.residual_products import residual_products_reference
 from fxcache.kernels.window_products import window_products_reference
 from tests.kernels.conftest import INTERPRETED
 from tests.kernels.tolerances import DTYPES, PRODUCTS, SUMMED, poisoned, random
@@ -23,6 +25,7 @@ from tests.kernels.tolerances import DTYPES, PRODUCTS, SUMMED, poisoned, random
 commit = torch.ops.fxcache.commit.default
 extrapolate = torch.ops.fxcache.extrapolate.default
 residual_diff = torch.ops.fxcache.residual_diff.default
+residual_products = torch.ops.fxcache.residual_products.default
 window_products = torch.ops.fxcache.window_products.default
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -49,6 +52,13 @@ def layouts(dtype, seed):
 LAYOUTS = range(5)
 
 
+def assert_same_products(out, inp, history, every=1):
+    products, expected = (f(out, inp, history, every) for f in (residual_products, residual_products_reference))
+    sizes = expected.diagonal().sqrt()
+    assert ((products - expected).abs() <= PRODUCTS * sizes[:, None] * sizes).all()
+    assert torch.equal(products, products.T)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layouts(layout, dtype):
@@ -57,6 +67,7 @@ def test_layouts(layout, dtype):
     for important in (0.0, 1.0):
         sums, expected = (f(out, inp, reference, 1, important) for f in (residual_diff, residual_diff_reference))
         torch.testing.assert_close(sums, expected, rtol=SUMMED[dtype], atol=0, msg=lambda text: f"{name}: {text}")
+    assert_same_products(out, inp, made(2, *SEVERAL_PROGRAMS, seed=4))
     assert torch.equal(extrapolate(out, history), extrapolate_reference(out, history)), name
     stored = [poisoned(2, *SEVERAL_PROGRAMS, dtype=dtype).to(DEVICE) for _ in range(2)]
     health = [poisoned(1, 2).to(DEVICE) for _ in range(2)]
@@ -74,6 +85,7 @@ def test_axes_that_cannot_be_merged(important):
     reference, history = made(*shape, seed=2), made(1, *shape, seed=3)
     sums, expected = (f(out, inp, reference, 1, important) for f in (residual_diff, residual_diff_reference))
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=0)
+    assert_same_products(out, inp, history)
     assert torch.equal(extrapolate(out, history), extrapolate_reference(out, history))
     stored, health = poisoned(1, *shape).to(DEVICE), poisoned(1, 1).to(DEVICE)
     commit(torch.tensor(0), out, inp, stored, health, 0)
@@ -133,6 +145,15 @@ def test_products_over_many_programs(dtype):
     assert torch.equal(gram[1], gram[:, 1])
 
 
+@pytest.mark.parametrize("entries", [1, 3, 8])
+def test_residual_products_over_more_tiles_than_programs(entries, monkeypatch):
+    monkeypatch.setattr(residual_products_file, "_PROGRAMS", 6)
+    monkeypatch.setattr(residual_products_file, "_COMBINED", 2)
+    out, inp = made(9, 1001, dtype=torch.bfloat16), made(1001, 9, seed=1, dtype=torch.bfloat16).T
+    assert_same_products(out, inp, made(entries, 9, 1001, seed=2))
+    assert_same_products(out, inp, made(entries, 9, 334, seed=2), 3)
+
+
 def test_the_same_bits_every_time():
     tensors = [made(7, 1500, seed=seed) for seed in range(3)]
     history, coefficients = made(4, 7, 1500), made(4)
@@ -141,7 +162,8 @@ def test_the_same_bits_every_time():
         gram = torch.zeros(4, 4, dtype=torch.float64, device=DEVICE)
         window_products(torch.tensor(2), history, gram)
         sums = [residual_diff(*tensors, 1, important) for important in (0.0, 1.0)]
-        runs.append([gram, *sums, extrapolate(tensors[0], history, coefficients)])
+        products = residual_products(*tensors[:2], history)
+        runs.append([gram, *sums, products, extrapolate(tensors[0], history, coefficients)])
     assert all(map(torch.equal, *runs))
 
 
@@ -157,6 +179,7 @@ def test_strides_beyond_31_bits(which, monkeypatch):
     assert torch.equal(extrapolate(live, history), extrapolate_reference(live, history))
     sums, expected = (f(live, None, history[0].float()) for f in (residual_diff, residual_diff_reference))
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=0)
+    assert_same_products(live, None, made(2, 3, 24))
     stored, health = poisoned(1, 3, 24).to(DEVICE), poisoned(1, 1).to(DEVICE)
     commit(torch.tensor(0), live, None, stored, health, 0)
     assert torch.equal(stored[0], live.float())
@@ -180,3 +203,18 @@ def test_a_history_beyond_31_bits(monkeypatch):
     _launch.start([mark, store._replace(grid=1)])
     assert torch.equal(history[2, :16], out[:16])
     assert health[0, 2] == 0.0
+
+
+def test_products_with_entries_beyond_31_bits(monkeypatch):
+    """The launch for entries of 16 elements, told that they begin further apart."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    step = 2**30 + 16
+    far = torch.empty(2 * step + 16, device=DEVICE).as_strided((3, 16), (step, 1))
+    out, near, products = made(16), made(3, 16, seed=1), poisoned(4, 4, dtype=torch.float64).to(DEVICE)
+    far.copy_(near)
+    multiply, fill = residual_products_file.plan(products, out, None, near, 1)
+    arguments = [far if item is near else item for item in multiply.arguments]
+    assert arguments[4] == 16
+    arguments[4] = step
+    _launch.start([multiply._replace(arguments=tuple(arguments)), fill])
+    torch.testing.assert_close(products, residual_products_reference(out, None, near), rtol=PRODUCTS, atol=PRODUCTS)

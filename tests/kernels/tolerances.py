@@ -19,6 +19,9 @@ WEIGHTED = 2.0**-20
 PRODUCTS = 1e-13
 """Relative to the product of the norms: float64 products and sums in any order, of the sizes tested here."""
 
+DIFFERENCES = 2.0**-22
+"""Relative to the product of the sizes |r| + |h - r|: r and h - r are each rounded to float32, off by 2**-24."""
+
 SHAPES = ((1, 7, 5), (2, 3, 4, 6), (1, 1, 33), (130,), (3, 257), (1, 1), (2, 64, 16))
 """Odd numbers, one row, a last axis that is no power of two, one axis, one element."""
 

@@ -104,7 +104,6 @@ def codes(model: Model, steps: int, differences: list[float]) -> str:
 def test_patterns(mask: str, policy: str, form: Any, first: int, expected: str) -> None:
     changes = {"steps_computation_mask": form(mask), "steps_computation_policy": policy, "Fn_compute_blocks": first}
     model = Model(Attribution(), max_warmup_steps=0, residual_diff_threshold=0.5, **changes)
-    # in Mode.REUSE the stand-in for the graph compares with a threshold too, as the host's clock never asks for it
     assert codes(model, 8, [0.1] * 6 + [0.9, 0.1]) == expected
 
 

@@ -83,6 +83,9 @@ def cut_region(
         carry = flow.live(front, lambda node: node in dependent and tensor_of(node) is not None)
     else:
         carry = entering(trunk, flow, parameters)
+        if not carry:
+            reason = "the first block adds to no value that is computed in front of it"
+            return Refusal(f"{reason}: Fn_compute_blocks=0 leaves nothing to cache against", (trunk.blocks[0].label,))
     if not any(is_float_tensor(node) for node in carry):
         return Refusal("no floating-point tensor passes from block to block", (trunk.blocks[first_blocks].label,))
     after_front = flow.depends_on(carry)

@@ -170,10 +170,11 @@ def test_regression_is_nearer_than_any_single_step():
     assert float(stored.decide("regression 0")[2][Control.DIFFERENCE]) < nearest
 
 
-def test_without_a_forecaster_the_forecast_is_the_newest_step():
-    stored = Stored((0,), entries=1, by_age=[random(6, 5)])
-    control = stored.control()
-    reuse, _, _, weights = decide(stored.observation, [], stored.health, torch.zeros(3), control, "", [0, 1])
+@pytest.mark.parametrize("slots", [(0,), (2, 0, 1)])
+def test_without_a_forecaster_the_forecast_is_the_newest_step(slots):
+    stored = Stored(slots, entries=max(slots) + 1)
+    control, singles = stored.control(), [0, 1] if len(slots) == 1 else []
+    reuse, _, _, weights = decide(stored.observation, [], stored.health, torch.zeros(3), control, "", singles)
     present, newest = stored.present.double(), stored.by_age[0].double()
     assert bool(reuse) and weights.numel() == 0
     assert float(control[Control.DIFFERENCE]) == pytest.approx(float((present - newest).norm() / present.norm()), 1e-6)

@@ -68,6 +68,49 @@ def half() -> Sketch:
     return sketch
 
 
+def stream() -> Sketch:
+    """Three residual blocks on a value that is computed itself."""
+    sketch = Sketch()
+    h, w = sketch.input("h", 6, 4), sketch.weight("w", 4, 4)
+    out = sketch.blocks(sketch.op(aten.neg.default, h, name="stream"), w, w, stack="blocks", count=3)
+    sketch.finish(sketch.op(aten.relu.default, out))
+    return sketch
+
+
+def two_streams() -> Sketch:
+    """Image and text, each with a residual path, joined inside of every block."""
+    sketch = Sketch()
+    h, e, w = sketch.input("h", 6, 4), sketch.input("e", 3, 4), sketch.weight("w", 4, 4)
+    image, text = sketch.op(aten.neg.default, h, name="image"), sketch.op(aten.neg.default, e, name="text")
+    for index in range(3):
+        module = f"blocks.{index}"
+        out = sketch.op(aten.cat.default, [text, image], module=module)
+        for _ in range(2):
+            out = sketch.op(aten.mm.default, out, w, module=module)
+        text = sketch.op(
+            aten.add.Tensor, text, sketch.op(aten.slice.Tensor, out, 0, 0, 3, module=module), module=module
+        )
+        rest = sketch.op(aten.slice.Tensor, out, 0, 3, 9, module=module)
+        image = sketch.op(aten.add.Tensor, image, rest, module=module)
+    sketch.finish(sketch.op(aten.relu.default, image), sketch.op(aten.relu.default, text))
+    return sketch
+
+
+def modulated(residual: bool = True) -> Sketch:
+    """Blocks that read their stream times a number made of the time; the first one may have no residual path."""
+    sketch = Sketch()
+    h, t, w = sketch.input("h", 6, 4), sketch.input("t", 4), sketch.weight("w", 4, 4)
+    out = sketch.op(aten.mm.default, h, w, name="stream")
+    for index in range(3):
+        module = f"blocks.{index}"
+        gate = sketch.op(aten.sigmoid.default, t, module=module)
+        read = sketch.op(aten.mul.Tensor, out, gate, module=module, name="read")
+        made = sketch.op(aten.mm.default, sketch.op(aten.mm.default, read, w, module=module), w, module=module)
+        out = sketch.op(aten.add.Tensor, out, made, module=module) if residual or index else made
+    sketch.finish(sketch.op(aten.relu.default, out))
+    return sketch
+
+
 SKETCHES = (plain, two_users, dynamic, glue, half)
 
 

@@ -55,6 +55,9 @@ class Model:
         if lease.mode is Mode.COMPUTE:
             self.attribution.end(lease, Outcome())
             return "C" if lease.store else "x"
+        if lease.mode is Mode.REUSE:
+            self.attribution.end(lease, Outcome(reused=True))
+            return "."
         time, restarted = None, False
         if lease.clock is not None:
             direction, before, now = time = tuple(lease.clock.tolist())

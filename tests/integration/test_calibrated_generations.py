@@ -88,7 +88,7 @@ def test_under_a_static_mask_it_is_gone_when_as_many_steps_have_been_stored():
     assert healthy == [n not in (5, 7) for n in range(len(mask))]
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("calibrator", ["taylorseer", "dmd"])
 def test_two_sizes_of_a_dynamic_model_have_one_graph_and_one_history_each(calibrator):
     model = tiny_trunk(two_streams=True)
     small, large = steps_of("small", 1, length=5), steps_of("large", 2, length=7)
@@ -143,7 +143,10 @@ def test_what_is_never_reused_has_every_bit_of_the_model(calibrator):
     assert equal(outputs, eager)
 
 
-@pytest.mark.parametrize(("calibrator", "blocks"), [("taylorseer", "F0B0"), ("dmd", "F2B1"), ("regression", "F1B0")])
+@pytest.mark.parametrize(
+    ("calibrator", "blocks"),
+    [("taylorseer", "F0B0"), ("regression", "F1B0"), pytest.param("dmd", "F2B1", marks=pytest.mark.slow)],
+)
 def test_inductor_computes_every_bit_and_reuses_as_the_oracle_does(calibrator, blocks):
     model = tiny_trunk(two_streams=blocks == "F2B1")
     calls = steps_of("first", 1)
@@ -174,12 +177,12 @@ def test_another_calibrator_is_one_compilation_and_another_step_is_none():
     calls = steps_of("first", 1)
     results: dict[Any, list[Tensor]] = {}
     for config in CONFIGS:
-        options = {"Fn_compute_blocks": 1, "max_warmup_steps": 3, "residual_diff_threshold": 1.0}
+        options = {"Fn_compute_blocks": 1, "max_warmup_steps": 5, "residual_diff_threshold": 1.0}
         api.enable_cache(model, calibrator_config=config, inner_backend="eager", fullgraph=True, **options)
         graphs = counters["stats"]["unique_graphs"]
         results[config], words = play(model, model, calls)
         assert counters["stats"]["unique_graphs"] == graphs + 1
-        assert set(words.values()) == {"CCC" + "." * (STEPS - 3)}
+        assert set(words.values()) == {"CCCCC" + "." * (STEPS - 5)}
         again, _ = play(model, model, calls)
         assert equal(again, results[config])
         assert counters["stats"]["unique_graphs"] == graphs + 1

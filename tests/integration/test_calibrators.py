@@ -5,8 +5,12 @@ from __future__ import annotations
 from itertools import combinations, product
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from tests.calibrators import explicit
+from tests.integration.scenes import fxcache_of, play
 from tests.integration.walks import (
     BLOCKS,
     CALIBRATORS,
@@ -19,6 +23,7 @@ from tests.integration.walks import (
     steps_of,
 )
 from tests.models.tiny_trunk import tiny_trunk
+from tests.models.transformers import TRANSFORMERS
 
 
 def cases() -> list[Any]:
@@ -47,3 +52,36 @@ def test_outputs_and_decisions_are_those_of_the_oracle(calibrator, decided, stre
     oracle = check(model, options, calls)
     for memory in oracle.memories.values():
         assert "." in memory.decisions and "C" in memory.decisions.lstrip("C")
+
+
+def test_the_indicator_is_forecast_by_the_dynamics_of_its_own_stream():
+    """In Flux with a last block the text leaves the middle in front of the picture."""
+    model = TRANSFORMERS["flux"](3, single_layers=3)
+    calls = [model.inputs(step, drift=0.2) for step in range(6)]
+    seen: dict[str, torch.Tensor] = {}
+    first, last = model.module.transformer_blocks[0], model.module.single_transformer_blocks[-1]
+
+    def entering(_: Any, args: Any, given: Any, made: Any) -> None:
+        seen.update(start=given["hidden_states"], entered=made[1])
+
+    def leaving(_: Any, args: Any, given: Any) -> None:
+        seen.update(left=given["hidden_states"])
+
+    hooks = [
+        first.register_forward_hook(entering, with_kwargs=True),
+        last.register_forward_pre_hook(leaving, with_kwargs=True),
+    ]
+    indicators, residuals = [], []
+    for call in calls:
+        model.run(call)
+        indicators.append((seen["entered"] - seen["start"]).double().flatten().numpy())
+        residuals.append((seen["left"] - seen["entered"]).double().flatten().numpy())
+    for hook in hooks:
+        hook.remove()
+    chosen = {"calibrator": "dmd", "indicator": "forecast", "max_warmup_steps": 5, "Bn_compute_blocks": 1}
+    run = play(model, fxcache_of(model.module, inner_backend="eager", **chosen), calls)
+    times = [4.0, 3.0, 2.0, 1.0, 0.0]
+    weights = explicit.dmd(times, 5.0, np.stack(residuals[:5][::-1]))
+    forecast = weights @ np.stack(indicators[:5][::-1])
+    error = np.linalg.norm(forecast - indicators[5]) / np.linalg.norm(indicators[5])
+    assert run.differences[-1] == pytest.approx(float(error), rel=1e-3)

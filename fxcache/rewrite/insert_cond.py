@@ -59,12 +59,14 @@ def _reuse_branch(operands: list[Node], plan: Plan) -> GraphModule:
     for operand in operands:
         copy = inside[operand] = body.placeholder(operand.name)
         copy.meta = dict(operand.meta)
-    outputs, row = [], 0
+    outputs = []
+    rows = {history.row: row for row, history in enumerate(plan.with_gram)}
     for stream, reference, history in zip(plan.region.streams, plan.references, plan.caches, strict=True):
         arguments: list[object] = [inside[reference], inside[plan.placeholders[history.spec.name]]]
         if history.predicted:
+            # without products of its own every stream has the weights of the first row
+            row = rows.get(history.row, 0)
             arguments.append(call(body, torch.ops.aten.select.int, (inside[plan.weights], 0, row)))
-            row += history.gram is not None  # without products of its own every stream has the weights of the first
         wanted = stream.live_out.meta["val"].dtype
         kwargs = {} if wanted == history.spec.dtype else {"dtype": wanted}
         outputs.append(call(body, torch.ops.fxcache.extrapolate.default, tuple(arguments), kwargs))

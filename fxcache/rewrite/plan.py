@@ -33,6 +33,8 @@ class History:
     """Whether the calibrator combines its entries; if not, there is one, and it is reused."""
     gram: StateTensor | None = None
     """Scalar products of the entries, where the calibrator needs them."""
+    main: bool = False
+    """Whether the indicator belongs to the same stream."""
 
 
 @dataclass
@@ -66,6 +68,11 @@ class Plan:
     def histories(self) -> list[History]:
         """All of them, in the order of their rows."""
         return [*([] if self.reference is None else [self.reference]), *self.caches]
+
+    @property
+    def with_gram(self) -> list[History]:
+        """Those with weights of their own, in the order of the rows: the first row is the indicator's forecast too."""
+        return sorted((cache for cache in self.caches if cache.gram is not None), key=lambda cache: not cache.main)
 
     @property
     def state(self) -> list[StateTensor]:

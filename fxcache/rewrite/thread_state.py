@@ -71,7 +71,7 @@ def _caches(plan: Plan, row: int) -> list[History]:
             if options.calibrator == "dmd":
                 gram = StateTensor(f"gram_{i}", (entries, entries), torch.float64, out.device)
         spec = StateTensor(f"cache_{i}", (entries, *out.shape), dtype, out.device)
-        found.append(History(spec, row + i, predicted, gram))
+        found.append(History(spec, row + i, predicted, gram, main=i in main))
     return found
 
 
@@ -96,7 +96,7 @@ def _observe(gm: GraphModule, plan: Plan) -> Node | None:
 
 def _decide(gm: GraphModule, plan: Plan, observation: Node | None) -> None:
     added = plan.placeholders
-    grams = [added[history.gram.name] for history in plan.caches if history.gram is not None]
+    grams = [added[history.gram.name] for history in plan.with_gram if history.gram is not None]
     forecast = plan.options.forecast if any(history.predicted for history in plan.caches) else ""
     singles = [history.row for history in plan.histories if history.spec.shape[0] == 1]
     decision = call(

@@ -190,6 +190,12 @@ CHANGES = {
 }
 HOST_ONLY = {"on_refusal": "raise", "dump_dir": "x", "max_contexts": 2, "max_state_bytes": 10}
 HOST_ONLY["steps_computation_mask"] = (1, 0)
+# inputs of the graph, or what is counted in front of it
+AT_RUN_TIME = """
+    calibrator_time max_accumulated_residual_diff_threshold max_cached_steps max_continuous_cached_steps
+    max_warmup_steps num_inference_steps residual_diff_threshold warmup_interval
+""".split()
+HOST_ONLY.update({name: CHANGES.pop(name) for name in AT_RUN_TIME})
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -202,6 +208,20 @@ def test_host_options_keep_the_fingerprint(name: str):
     changed = Options().replace(**{name: HOST_ONLY[name]})
     assert changed != Options()
     assert changed.fingerprint() == Options().fingerprint()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"residual_diff_threshold": 0.0},
+        {"max_cached_steps": 0},
+        {"max_continuous_cached_steps": 0},
+        {"steps_computation_mask": "11"},
+        {"steps_computation_mask": "10", "steps_computation_policy": "static"},
+    ],
+)
+def test_but_what_makes_another_graph_changes_it(changed: dict[str, object]):
+    assert Options().replace(**changed).fingerprint() != Options().fingerprint()
 
 
 def test_every_option_is_in_one_of_the_two_kinds():

@@ -69,6 +69,7 @@ def roles_of(dynamo: GraphModule, inputs: Sequence[object], aten: GraphModule, s
     lowered = [n for i, n in enumerate(n for n in aten.graph.nodes if n.op == "placeholder") if i not in set(static)]
     twin = dict(zip(moving, lowered, strict=True)) if len(moving) == len(lowered) else {}
     activations = [i for i in moving if isinstance(inputs[i], torch.Tensor)]
+    parameters = [i for i in parameters if isinstance(inputs[i], torch.Tensor)]
     latents = _latents(activations, names, twin, aten)
     timestep = _timestep([i for i in activations if i not in latents], names, twin)
     rest = [i for i in activations if i not in latents and i not in timestep]

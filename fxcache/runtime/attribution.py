@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fxcache.runtime.calls import Call, describe, tensors_at
+from fxcache.runtime.calls import Call, describe, parameters_at
 from fxcache.runtime.clock import on_host
 from fxcache.runtime.contexts import Context, ModelState
 from fxcache.runtime.interface import (
@@ -71,7 +71,7 @@ class Attribution:
     def begin(self, info: GraphInfo, args: Sequence[object]) -> Lease:
         """Return the lease for a call of this graph with these flat inputs."""
         call = describe(info, args, self._host_readable)
-        parameters = tensors_at(args, info.roles.parameters)
+        parameters = parameters_at(args, info.roles.parameters)
         with self._lock:
             model = self._table.find(info, parameters)
             if not call.attributable(info.options.num_inference_steps):

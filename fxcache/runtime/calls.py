@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 
@@ -152,7 +153,15 @@ def describe(info: GraphInfo, args: Sequence[object], host_readable: Callable[[t
 
 def tensors_at(args: Sequence[object], positions: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     """Return the tensors at these positions; other inputs have no identity."""
-    return tuple(value for value in (args[position] for position in positions) if isinstance(value, torch.Tensor))
+    return tuple(value for position in positions if isinstance(value := args[position], torch.Tensor))
+
+
+def parameters_at(args: Sequence[object], positions: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Return what is at these positions, all of it tensors: a large model has a thousand, at every call."""
+    if len(positions) < 2:
+        return tensors_at(args, positions)
+    found: tuple[torch.Tensor, ...] = itemgetter(*positions)(args)
+    return found
 
 
 def _activations(args: Sequence[object], roles: InputRoles) -> ActivationSignature:

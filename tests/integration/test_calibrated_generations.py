@@ -37,7 +37,7 @@ from tests.models.tiny_trunk import TinyTrunk, tiny_trunk
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_a_generation_never_reads_the_one_before(calibrator):
     """Also where nobody says that it has begun, and where the one before stopped in the middle."""
-    model = tiny_trunk()
+    model = tiny_trunk(blocks=3)
     options = options_of(calibrator, "forecast")
     first, second = steps_of("first", 1), steps_of("second", 2)
     options = mixed(model, options, interleaved(first, second))
@@ -53,11 +53,13 @@ def test_a_generation_never_reads_the_one_before(calibrator):
     assert equal(ambient[: len(second)], alone) and equal(ambient[len(second) :], alone)
 
 
-@pytest.mark.parametrize("decided", ["residual", "forecast"])
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize(
+    ("calibrator", "decided"),
+    [("taylorseer", "residual"), ("foca", "residual"), ("dmd", "forecast"), ("regression", "forecast")],
+)
 def test_a_step_that_is_not_finite_is_forgotten(calibrator, decided):
     """It is computed, the next one too, and until it has left the history only younger steps are used."""
-    model = tiny_trunk()
+    model = tiny_trunk(blocks=3)
     options = options_of(calibrator, decided, residual_diff_threshold=1.0, max_continuous_cached_steps=1)
     calls = steps_of("first", 1)
     for number in (10, 11):
@@ -76,7 +78,7 @@ def test_a_step_that_is_not_finite_is_forgotten(calibrator, decided):
 def test_under_a_static_mask_it_is_gone_when_as_many_steps_have_been_stored():
     """Such a step is reused without a look at the device, so nothing else can tell."""
     mask = "11110" + "110" * 4
-    model = tiny_trunk()
+    model = tiny_trunk(blocks=3)
     options = options_of("taylorseer", "static", steps_computation_mask=mask)
     calls = steps_of("first", 1, count=len(mask))
     number = next(n for n, call in enumerate(calls) if call.number == 5)
@@ -87,12 +89,11 @@ def test_under_a_static_mask_it_is_gone_when_as_many_steps_have_been_stored():
     assert healthy == [n not in (5, 7) for n in range(len(mask))]
 
 
-@pytest.mark.parametrize("calibrator", ["taylorseer", "dmd"])
-def test_two_sizes_of_a_dynamic_model_have_one_graph_and_one_history_each(calibrator):
+def test_two_sizes_of_a_dynamic_model_have_one_graph_and_one_history_each():
     model = tiny_trunk(two_streams=True)
     small, large = steps_of("small", 1, length=5), steps_of("large", 2, length=7)
     calls = interleaved(small, large)
-    options = mixed(model, options_of(calibrator, "forecast", "F2B1"), calls)
+    options = mixed(model, options_of("dmd", "forecast", "F2B1"), calls)
     graphs = counters["stats"]["unique_graphs"]
     compiled = compiled_of(model, options, dynamic=True)
     outputs, words = play(model, compiled, calls)
@@ -108,8 +109,8 @@ def test_two_sizes_of_a_dynamic_model_have_one_graph_and_one_history_each(calibr
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_half_precision_is_right_within_its_rounding_and_float32_histories_are_no_worse(calibrator):
-    model = tiny_trunk().to(torch.bfloat16)
-    exact = tiny_trunk().to(torch.bfloat16).double()
+    model = tiny_trunk(blocks=3).to(torch.bfloat16)
+    exact = tiny_trunk(blocks=3).to(torch.bfloat16).double()
     calls = steps_of("first", 1)
     options = options_of(calibrator, "static", steps_computation_mask="1111101010")
     calls = [call for call in calls if call.number < 9]
@@ -130,7 +131,7 @@ def _bfloat16(call: Step) -> tuple[Any, ...]:
     return call.generation, call.branch, call.number, call.x.bfloat16(), call.t, call.c.bfloat16()
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("calibrator", ["dmd", "regression"])
 def test_what_is_never_reused_has_every_bit_of_the_model(calibrator):
     model = tiny_trunk(two_streams=True)
     calls = steps_of("first", 1)
@@ -147,18 +148,17 @@ def test_what_is_never_reused_has_every_bit_of_the_model(calibrator):
     [("taylorseer", "F0B0"), ("regression", "F1B0"), pytest.param("dmd", "F2B1", marks=pytest.mark.slow)],
 )
 def test_inductor_computes_every_bit_and_reuses_as_the_oracle_does(calibrator, blocks):
-    model = tiny_trunk(two_streams=blocks == "F2B1")
+    model = tiny_trunk(blocks == "F2B1", blocks=4 if blocks == "F2B1" else 3)
     calls = steps_of("first", 1)
     options = mixed(model, options_of(calibrator, "forecast", blocks, inner_backend="inductor"), calls)
-    oracle = check(model, options, calls)
-    outputs, words = play(model, compiled_of(model, options), calls)
+    outputs, words = check(model, options, calls)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         plain = [compiled(call.x, call.t, call.c).clone() for call in calls]
     computed = [n for n, call in enumerate(calls) if words[call.generation, call.branch][call.number] == "C"]
     assert equal([outputs[n] for n in computed], [plain[n] for n in computed])
-    assert 0 < len(computed) < len(calls) and oracle.memories
+    assert 0 < len(computed) < len(calls)
 
 
 CONFIGS = (
@@ -172,7 +172,7 @@ CONFIGS = (
 
 
 def test_another_calibrator_is_one_compilation_and_another_step_is_none():
-    model = tiny_trunk()
+    model = tiny_trunk(blocks=3)
     calls = steps_of("first", 1)
     results: dict[Any, list[Tensor]] = {}
     for config in CONFIGS:
@@ -190,7 +190,7 @@ def test_another_calibrator_is_one_compilation_and_another_step_is_none():
     assert all(not torch.equal(a, b) for n, a in enumerate(last) for b in last[:n])
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("calibrator", ["dmd", "regression"])
 def test_a_calibrator_that_is_off_everywhere_is_plain_reuse(calibrator):
     off = {"enable_calibrator": False, "enable_encoder_calibrator": False}
     model = tiny_trunk(two_streams=True)
@@ -204,7 +204,7 @@ def test_a_calibrator_that_is_off_everywhere_is_plain_reuse(calibrator):
 
 
 def test_a_trunk_with_one_stream_and_only_the_encoder_predicted_is_plain_reuse():
-    model: TinyTrunk = tiny_trunk()
+    model: TinyTrunk = tiny_trunk(blocks=3)
     calls = steps_of("first", 1)
     options = options_of("taylorseer", "residual", residual_diff_threshold=1.0, enable_calibrator=False)
     outputs, _ = play(model, compiled_of(model, options), calls)

@@ -51,6 +51,10 @@ BLOCKS = {
 }
 
 
+Played = tuple[list[Tensor], dict[Any, str]]
+"""Outputs of the calls, and the decisions of every branch."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One call of one branch of one generation."""
@@ -85,8 +89,7 @@ def compiled_of(model: TinyTrunk, options: Options, **arguments: Any) -> Callabl
     return torch.compile(model, backend="fxcache", fullgraph=True, options=options.to_dict(), **arguments)
 
 
-def play(model: TinyTrunk, compiled: Callable[..., Tensor], calls: list[Step]) -> tuple[list[Tensor], dict[Any, str]]:
-    """Outputs of the calls, and the decisions of every branch."""
+def play(model: TinyTrunk, compiled: Callable[..., Tensor], calls: list[Step]) -> Played:
     attribution.forget()
     runs = {name: generation(name) for name in dict.fromkeys(call.generation for call in calls)}
     outputs = []
@@ -126,8 +129,8 @@ def mixed(model: TinyTrunk, options: Options, calls: list[Step]) -> Options:
     raise AssertionError(f"no threshold splits {measured}")
 
 
-def check(model: TinyTrunk, options: Options, calls: list[Step], tolerance: float = 1e-4) -> EagerCalibrated:
-    """Compare with the oracle, call by call; returns it."""
+def check(model: TinyTrunk, options: Options, calls: list[Step], tolerance: float = 1e-4) -> Played:
+    """Compare with the oracle, call by call."""
     outputs, words = play(model, compiled_of(model, options), calls)
     oracle = EagerCalibrated(model, options)
     for call, output in zip(calls, outputs, strict=True):
@@ -140,4 +143,4 @@ def check(model: TinyTrunk, options: Options, calls: list[Step], tolerance: floa
         numbers = [math.nan if each is None else each for each in expected_differences]
         found = [math.nan if each is None else each for each in made.differences]
         assert found == pytest.approx(numbers, rel=1e-3, abs=1e-5, nan_ok=True)
-    return oracle
+    return outputs, words

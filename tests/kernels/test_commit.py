@@ -121,7 +121,11 @@ def test_neighbours_in_one_buffer_are_not_memory_in_common():
         (0, (random(4), None, random(2, 3), random(1, 2), 0), r"history: entries of \(3,\), what is stored is \(4,\)"),
         (0, (random(4), None, random(2, 4), random(1, 2), 0, 3), r"what is stored is \(2,\)"),
         (0, (random(3), random(1, 3), random(2, 3), random(1, 2), 0), r"live_in: shape \(1, 3\), that of live_out"),
-        (0, (random(3), None, random(2, 3), random(1, 3), 0), "health: shape .*, expected more than 0 rows of 2"),
+        (
+            0,
+            (random(3), None, random(2, 3), random(1, 1), 0),
+            "health: shape .*, expected more than 0 rows of 2",
+        ),
         (0, (random(3), None, random(2, 3), random(1, 2), 1), "health: shape .*, expected more than 1 rows of 2"),
     ],
 )

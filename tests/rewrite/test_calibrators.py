@@ -115,7 +115,7 @@ def test_dmd_keeps_the_products_of_every_predicted_stream() -> None:
         fxcache_gram_1: f64[4, 4]
     """)
     assert part(gm, "decide", "decide") == text("""
-        decide: (b8[], i64[], i64[], f32[2, 4]) = fxcache::decide(residual_diff, (fxcache_gram_0, fxcache_gram_1), \
+        decide: (b8[], i64[], i64[], f32[2, 4]) = fxcache::decide(residual_diff, (fxcache_gram_1, fxcache_gram_0), \
             fxcache_health, fxcache_clock, fxcache_control, 'dmd 0 1e-08', (0))
     """)
     assert part(gm, "commit", "window_products") == text("""

@@ -132,9 +132,9 @@ def test_dmd_keeps_the_products_of_every_predicted_stream() -> None:
         fxcache_cache_0: f32[4, 3, 4]
         fxcache_cache_1: f32[4, 6, 4]
         getitem_5: f32[2, 4]
-        select_int: f32[4] = select(getitem_5, 0, 0)
+        select_int: f32[4] = select(getitem_5, 0, 1)
         extrapolate: f32[3, 4] = fxcache::extrapolate(add_2, fxcache_cache_0, select_int)
-        select_int_1: f32[4] = select(getitem_5, 0, 1)
+        select_int_1: f32[4] = select(getitem_5, 0, 0)
         extrapolate_1: f32[6, 4] = fxcache::extrapolate(add_3, fxcache_cache_1, select_int_1)
         return (extrapolate, extrapolate_1)
     """)

@@ -66,3 +66,15 @@ def _dynamo_forgets() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_denoising() -> Iterator[None]:
+    """Keep what one test said, or what a pipeline that it broke off said, away from the next."""
+    yield
+    generation, signals = (sys.modules.get(f"fxcache.runtime.{name}") for name in ("generation", "signals"))
+    if generation is not None and signals is not None:
+        for variable in (generation._entered, generation._branches):
+            variable.set(())
+        for variable in (generation._loop, generation._ambient, signals._cache_context):
+            variable.set(None)

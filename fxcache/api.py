@@ -62,7 +62,7 @@ def enable_cache(
     compile_arguments = {name: options.pop(name) for name in _COMPILE_ARGUMENTS if name in options}
     if cache_config is not None and not isinstance(cache_config, DBCacheConfig):
         raise OptionError.of("cache_config", cache_config, "None or a DBCacheConfig")
-    if calibrator_config is not None and not hasattr(calibrator_config, "calibrator"):
+    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
         raise OptionError.of("calibrator_config", calibrator_config, "None or a calibrator's config")
     groups = [group.to_mapping() for group in (cache_config, calibrator_config) if group is not None]
     checked = Options.from_mapping({key: value for group in [*groups, options] for key, value in group.items()})

@@ -70,13 +70,6 @@ class DBCacheConfig(_Config):
         """Return the options of this group by name."""
         return {**super().to_mapping(), "method": "dbcache"}
 
-    def to_options(self, **extra: Any) -> Options:
-        """Return the options of the backend with this policy; ``extra`` are further options by name.
-
-        Raises OptionError for a wrong value or an unknown name. A name that both give is taken from ``extra``.
-        """
-        return super().to_options(**extra)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CalibratorConfig(_Config):

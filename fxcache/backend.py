@@ -28,7 +28,7 @@ from fxcache.rewrite.plan import StateTensor
 from fxcache.runtime import signals
 from fxcache.runtime.attribution import attribution
 from fxcache.runtime.compiled import CompiledCall, Link, with_state
-from fxcache.runtime.interface import GraphInfo
+from fxcache.runtime.interface import GraphInfo, UnitInfo
 from fxcache.runtime.layout import Size, StateLayout
 
 # A pipeline opens its progress bar before it first calls the model: naming the backend must be enough to see it.
@@ -93,7 +93,7 @@ class _Compilation:
         layout = _layout(aten, result)
         self.info = self._describe(aten, result, facts)
         device = result.plan.placeholders["clock"].meta["val"].device
-        return with_state(compiled, self.link, layout.resolver(), device)
+        return with_state(compiled, self.link, layout.resolver(), device, len(self.info.units))
 
     def _rewritten(self, aten: GraphModule, facts: Mapping[str, Any]) -> Rewritten | Refusal | None:
         if not self._options.can_reuse:
@@ -123,8 +123,14 @@ class _Compilation:
             self._broken.refusals.append(refusal)
 
     def _describe(self, aten: GraphModule, result: Rewritten, facts: Mapping[str, Any]) -> GraphInfo:
-        region = result.plan.region
-        middle, total = region_flops(aten.graph, {node.name for node in region.middle})
+        regions = [plan.region for plan in result.plans]
+        region = regions[0]
+        flops = [region_flops(aten.graph, {node.name for node in one.middle}) for one in regions]
+        middle, total = sum(inside for inside, _ in flops), flops[0][1]
+        units: tuple[UnitInfo, ...] = ()
+        if self._options.prunes:
+            lengths = [len(one.trunk.blocks) - one.first_blocks - one.last_blocks for one in regions]
+            units = tuple(UnitInfo(length, work[0]) for length, work in zip(lengths, flops, strict=True))
         return GraphInfo(
             signature=result.signature,
             options=self._options,
@@ -133,6 +139,7 @@ class _Compilation:
             total_flops=total,
             stream_names=tuple(stream.live_out.name for stream in region.streams),
             trunk=region.trunk.label,
+            units=units,
         )
 
 

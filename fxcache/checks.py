@@ -17,7 +17,19 @@ from typing import Any
 
 from fxcache.errors import OptionError
 
-__all__ = ["Check", "FrozenMapping", "choice", "dtype", "integer", "mask", "names", "nearest", "number", "path"]
+__all__ = [
+    "Check",
+    "FrozenMapping",
+    "choice",
+    "dtype",
+    "integer",
+    "integers",
+    "mask",
+    "names",
+    "nearest",
+    "number",
+    "path",
+]
 __all__ += ["plain_mapping", "switch"]
 
 Check = Callable[[str, Any], Any]
@@ -117,6 +129,22 @@ def names(name: str, value: Any) -> tuple[str, ...]:
         if all(isinstance(entry, str) and entry for entry in result) and len(set(result)) == len(result):
             return result
     raise OptionError.of(name, value, "a sequence of different non-empty names, such as ['blocks']")
+
+
+def integers(low: int) -> Check:
+    """Check for a sequence of different integers >= ``low``; they leave sorted."""
+
+    def check(name: str, value: Any) -> tuple[int, ...]:
+        expected = f"a sequence of different integers >= {low}, such as [0, 3]"
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise OptionError.of(name, value, expected)
+        plain = [_scalar(entry) for entry in value]
+        good = all(isinstance(entry, numbers.Integral) and not isinstance(entry, bool) for entry in plain)
+        if not good or any(entry < low for entry in plain) or len(set(plain)) < len(plain):
+            raise OptionError.of(name, value, expected)
+        return tuple(sorted(map(int, plain)))
+
+    return check
 
 
 def switch(name: str, value: Any) -> bool:

@@ -33,8 +33,9 @@ class Options:
     (1, 0)
     """
 
-    method: Literal["dbcache"] = "dbcache"
-    """Caching method. ``dbcache``: the first blocks decide whether the middle blocks are computed or reused."""
+    method: Literal["dbcache", "dbprune"] = "dbcache"
+    """Caching method. ``dbcache``: the first blocks decide whether the middle blocks are computed or reused;
+    ``dbprune``: every block of the middle is computed or reused for itself."""
 
     Fn_compute_blocks: int | None = None
     """Blocks at the start of the trunk that always run and whose residual is the indicator, >= 0. With 0 the indicator
@@ -133,6 +134,32 @@ class Options:
     regression_ridge: float = 1e-4
     """Share of the mean square distance added to the diagonal, >= 0: larger means more equal weights."""
 
+    non_prune_block_ids: tuple[int, ...] = ()
+    """With ``dbprune``: blocks that always run, numbered over the whole trunk from 0. Source: cache-dit, which numbers
+    every module list for itself."""
+
+    prune_indicator: Literal["previous", "input"] = "previous"
+    """With ``dbprune``: what decides about a block. ``previous``: how far its input had moved at the step before, carried
+    on to this one: all blocks are decided at once. ``input``: its input now, as in cache-dit: the host waits for the
+    device once per unit."""
+
+    prune_group: int = 1
+    """With ``dbprune``: blocks in a row that share a decision and their stored values, >= 1."""
+
+    enable_dynamic_prune_threshold: bool = False
+    """With ``dbprune``: let the threshold grow with the differences that the first blocks of a step show. Source:
+    cache-dit."""
+
+    max_dynamic_prune_threshold: float | None = None
+    """Where that growth ends, > 0; None: twice the threshold. Source: cache-dit, where a threshold beyond it falls back
+    to where it began."""
+
+    dynamic_prune_threshold_relax_ratio: float = 1.25
+    """The grown threshold is the mean of the first five differences of the step times this, >= 0. Source: cache-dit."""
+
+    force_reduce_calibrator_vram: bool = False
+    """With ``dbprune`` and a calibrator: let only every fourth channel enter the indicator, at most. Source: cache-dit."""
+
     trunk: tuple[str, ...] = ()
     """Names of the module lists that form the trunk, in order; empty: discover it."""
 
@@ -164,6 +191,19 @@ class Options:
             if self.forecasts_indicator and getattr(self, name):
                 raise OptionError.of(name, getattr(self, name), "its default with indicator='forecast'")
 
+        if self.prunes:
+            self._check_pruning()
+
+    def _check_pruning(self) -> None:
+        where = "with method='dbprune'"
+        if self.forecasts_indicator:
+            name = "calibrator" if self.indicator is None else "indicator"
+            raise OptionError.of(name, getattr(self, name), f"one without a forecast of the indicator {where}")
+        if self.l1_hidden_states_diff_threshold is not None:
+            raise OptionError.of(
+                "l1_hidden_states_diff_threshold", self.l1_hidden_states_diff_threshold, f"None {where}"
+            )
+
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None) -> Options:
         """Build the options from a flat mapping; an unknown key is an error that names the nearest valid one."""
@@ -180,6 +220,17 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """Return all options as a flat mapping that :meth:`from_mapping` takes back."""
         return {name: getattr(self, name) for name in _CHECKS}
+
+    @property
+    def prunes(self) -> bool:
+        """Whether every block is decided for itself."""
+        return self.method == "dbprune"
+
+    @property
+    def indicator_stride(self) -> int:
+        """Every how-manieth channel the indicator looks at."""
+        reduced = self.prunes and self.force_reduce_calibrator_vram and self.calibrator is not None
+        return max(4, self.downsample_factor) if reduced else self.downsample_factor
 
     @property
     def effective_threshold(self) -> float:
@@ -245,6 +296,30 @@ class Options:
             )
         return first, last
 
+    def resolve_units(self, trunk_length: int) -> list[tuple[int, int]]:
+        """Return the units that `method="dbprune"` decides about, as (first block, one behind the last).
+
+        Raises OptionError for a number in `non_prune_block_ids` that the trunk has not, and if no block is left.
+        """
+        first, last = self.resolve_blocks(trunk_length)
+        exempt = set(self.non_prune_block_ids)
+        if exempt and max(exempt) >= trunk_length:
+            allowed = f"numbers below {trunk_length}, the number of blocks of this trunk"
+            raise OptionError.of("non_prune_block_ids", self.non_prune_block_ids, allowed)
+        units: list[tuple[int, int]] = []
+        for block in range(first, trunk_length - last):
+            if block in exempt:
+                continue
+            start, stop = units[-1] if units else (0, 0)
+            if stop == block and stop > start and stop - start < self.prune_group:
+                units[-1] = (start, block + 1)
+            else:
+                units.append((block, block + 1))
+        if not units:
+            allowed = "to leave a block that may be pruned"
+            raise OptionError.of("non_prune_block_ids", self.non_prune_block_ids, allowed)
+        return units
+
     def fingerprint(self) -> str:
         """Return a stable hash of the package version and every option that can shape a compiled graph."""
         shaping = {name: value for name, value in self.to_dict().items() if name not in _HOST_ONLY}
@@ -286,7 +361,7 @@ def _field_docstrings(cls: type) -> dict[str, str]:
 
 
 _CHECKS: dict[str, checks.Check] = {
-    "method": checks.choice("dbcache"),
+    "method": checks.choice("dbcache", "dbprune"),
     "Fn_compute_blocks": checks.integer(0, optional=True),
     "Bn_compute_blocks": checks.integer(0),
     "residual_diff_threshold": checks.number(),
@@ -314,6 +389,13 @@ _CHECKS: dict[str, checks.Check] = {
     "dmd_ridge": checks.number(at_least=0),
     "regression_history": checks.integer(2, 8),
     "regression_ridge": checks.number(at_least=0),
+    "non_prune_block_ids": checks.integers(0),
+    "prune_indicator": checks.choice("previous", "input"),
+    "prune_group": checks.integer(1),
+    "enable_dynamic_prune_threshold": checks.switch,
+    "max_dynamic_prune_threshold": checks.number(above=0, optional=True),
+    "dynamic_prune_threshold_relax_ratio": checks.number(at_least=0),
+    "force_reduce_calibrator_vram": checks.switch,
     "trunk": checks.names,
     "inner_backend": checks.choice("inductor", "aot_eager", "eager"),
     "inner_options": checks.plain_mapping,
@@ -326,6 +408,7 @@ _CHECKS: dict[str, checks.Check] = {
 _HOST_ONLY = frozenset(
     "calibrator_time dump_dir max_accumulated_residual_diff_threshold max_cached_steps max_contexts "
     "max_continuous_cached_steps max_state_bytes max_warmup_steps num_inference_steps on_refusal "
-    "residual_diff_threshold steps_computation_mask warmup_interval".split()
+    "residual_diff_threshold steps_computation_mask warmup_interval enable_dynamic_prune_threshold "
+    "max_dynamic_prune_threshold dynamic_prune_threshold_relax_ratio".split()
 )
 """Options that only the code around the graph reads: the graph takes a threshold as an input."""

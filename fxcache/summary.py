@@ -14,6 +14,7 @@ from fxcache.runtime.records import ContextRecord, ModelRecord
 __all__ = ["ContextSummary", "Summary", "summarize"]
 
 _NO_STEP = frozenset({Reason.REPEATED, Reason.BUSY, Reason.TOO_LARGE, Reason.UNATTRIBUTED})
+_SIGNS = {Reason.REUSED.value: ".", Reason.PARTLY.value: "m"}
 _COLUMNS = ("model", "generation", "branch", "shape", "steps", "computed", "reused", "difference", "state", "speedup")
 _NUMBERS = frozenset(_COLUMNS[4:])
 
@@ -33,6 +34,9 @@ class ContextSummary:
     steps: int
     computed: int
     reused: int
+    """Steps of which something was skipped."""
+    pruned_ratio: float | None
+    """With `method="dbprune"`: share of the blocks that may be skipped that was, over all steps."""
     reasons: dict[str, int]
     """Calls per reason; calls that were computed outside of the count of steps (repeated, busy) are here as well."""
     differences: tuple[float | None, ...]
@@ -48,8 +52,8 @@ class ContextSummary:
 
     @property
     def decisions(self) -> str:
-        """The steps in a word: ``C`` computed, ``.`` reused."""
-        return "".join("." if outcome == Reason.REUSED.value else "C" for outcome in self.outcomes)
+        """The steps in a word: ``C`` computed, ``.`` reused, ``m`` partly reused."""
+        return "".join(_SIGNS.get(outcome, "C") for outcome in self.outcomes)
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,9 @@ def summarize(models: Iterable[tuple[str, ModelRecord]]) -> Summary:
 
 def _context(label: str, record: ContextRecord) -> ContextSummary:
     steps = sum(count for reason, count in record.reasons.items() if reason not in _NO_STEP)
-    reused = record.reasons.get(Reason.REUSED, 0)
+    reused = record.reasons.get(Reason.REUSED, 0) + record.reasons.get(Reason.PARTLY, 0)
     work = steps * record.total_flops
-    done = work - reused * record.middle_flops
+    done = work - record.saved_flops
     return ContextSummary(
         model=label,
         generation=record.generation,
@@ -146,6 +150,7 @@ def _context(label: str, record: ContextRecord) -> ContextSummary:
         steps=steps,
         computed=steps - reused,
         reused=reused,
+        pruned_ratio=record.pruned_blocks / (steps * record.blocks) if steps * record.blocks else None,
         reasons={reason.value: count for reason, count in record.reasons.items()},
         differences=tuple(step.difference for step in record.steps),
         outcomes=tuple(step.reason.value for step in record.steps),

@@ -14,20 +14,24 @@ if __name__ == "fxcache.kernels":
     )
     from fxcache.kernels.commit import commit_reference
     from fxcache.kernels.decide import CONTROL_SIZE, Ask, Control, clock_restarted, decide_reference
+    from fxcache.kernels.decide_blocks import BLOCK_CONTROL_SIZE, BlockControl, decide_blocks_reference
     from fxcache.kernels.extrapolate import extrapolate_reference
     from fxcache.kernels.residual_diff import residual_diff_reference
     from fxcache.kernels.residual_products import residual_products_reference
     from fxcache.kernels.window_products import window_products_reference
 
     __all__ = [
+        "BLOCK_CONTROL_SIZE",
         "CONTROL_SIZE",
         "MAX_ENTRIES",
         "Ask",
+        "BlockControl",
         "Control",
         "Forecaster",
         "Window",
         "clock_restarted",
         "commit_reference",
+        "decide_blocks_reference",
         "decide_reference",
         "extrapolate_reference",
         "forecast_error",

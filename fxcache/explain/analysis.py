@@ -115,7 +115,7 @@ def _indicator(plan: Plan) -> StreamNote | None:
 def _streams(plan: Plan) -> tuple[StreamNote, ...]:
     return tuple(
         _stream(history.spec, stream.live_out.name, "value" if reference is None else "residual")
-        for stream, reference, history in zip(plan.region.streams, plan.references, plan.caches, strict=True)
+        for stream, reference, history in zip(plan.region.streams, plan.bases, plan.caches, strict=True)
     )
 
 

@@ -30,6 +30,7 @@ class Policy:
 
 POLICIES: dict[str, Policy] = {
     "dbcache": Policy(_threshold.decide_before, _threshold.threshold, _threshold.after),
+    "dbprune": Policy(_threshold.decide_before, _threshold.threshold, _threshold.after),
 }
 
 

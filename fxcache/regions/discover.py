@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch.fx import Graph, Node
 
@@ -28,14 +28,17 @@ def discover(graph: Graph, parameters: Collection[Node], options: Options) -> Re
     return cut_region(graph, flow, trunk, first, last, parameters)
 
 
-def signature(region: Region) -> str:
-    """Hash of the trunk's structure: which blocks run, with which heavy operators, and what is cached.
+def signature(regions: Sequence[Region]) -> str:
+    """Hash of the trunk's structure: which blocks run, with which heavy operators, and what is cached where.
 
     Sizes are left out, so the static and the dynamic graph of one model agree and may share state; a graph in which
     blocks are skipped or attention is replaced differs.
     """
-    parts = [f"{region.trunk.label}|F{region.first_blocks}B{region.last_blocks}"]
-    for block in region.trunk.blocks:
+    cuts = ";".join(f"F{region.first_blocks}B{region.last_blocks}" for region in regions)
+    trunk = regions[0].trunk
+    parts = [f"{trunk.label}|{cuts}"]
+    for block in trunk.blocks:
         parts.append(block.label + ":" + ",".join(op_name(node) for node in block.nodes if is_heavy(node)))
-    parts.append(",".join("residual" if stream.reference is not None else "value" for stream in region.streams))
+    for region in regions:
+        parts.append(",".join("residual" if stream.reference is not None else "value" for stream in region.streams))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -70,9 +70,20 @@ class Region:
 
 
 def cut_region(
-    graph: Graph, flow: Flow, trunk: Trunk, first_blocks: int, last_blocks: int, parameters: Collection[Node]
+    graph: Graph,
+    flow: Flow,
+    trunk: Trunk,
+    first_blocks: int,
+    last_blocks: int,
+    parameters: Collection[Node],
+    *,
+    one_of_many: bool = False,
 ) -> Region | Refusal:
-    """Cut the middle out of the trunk, leaving ``first_blocks`` in front and ``last_blocks`` behind."""
+    """Cut the middle out of the trunk, leaving ``first_blocks`` in front and ``last_blocks`` behind.
+
+    ``one_of_many``: other parts of the trunk are cut out as well. Then nothing of the blocks in front moves into the
+    middle, and the indicator is the largest stream as it enters, not what the blocks in front have added to it.
+    """
     front, back = front_cut(trunk, first_blocks, flow), back_cut(trunk, last_blocks, flow)
     if front is None or back is None:
         return Refusal("no place to cut the trunk: a tuple of tensors is alive between its blocks")
@@ -100,7 +111,10 @@ def cut_region(
         return Refusal("nothing that the middle computes is used behind it")
     streams = _streams(live_outs, trunk, inside, parameters)
     needed = {leaf for stream in streams for leaf in stream.sources}
-    if first_blocks:
+    if one_of_many:
+        largest = max((node for node in carry if is_float_tensor(node)), key=numel_hint)
+        indicator = Indicator(largest, None, largest)
+    elif first_blocks:
         indicator = _indicator(carry, trunk, flow, front, parameters)
     else:
         indicator = Indicator(first_read(carry[0], trunk, inside), None, carry[0])
@@ -108,6 +122,8 @@ def cut_region(
     needed.update(() if indicator.inp is None else leaves(indicator.inp))
     hoisted = _needed_later(between, inside, needed, flow, back)
     behind = _with_helpers(between, inside, hoisted)
+    if one_of_many:
+        needed |= flow.depends_on(trunk.blocks[0].nodes)
     middle = [*_only_for(behind, flow, front, needed), *behind]
     impure = [node for node in middle if is_impure(node)]
     if impure:

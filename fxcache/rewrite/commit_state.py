@@ -26,7 +26,7 @@ def commit_state(gm: GraphModule, plan: Plan) -> int:
     sources: dict[int, tuple[Node | None, Node | None]] = {}
     if plan.reference is not None:
         sources[plan.reference.row] = (plan.indicator_out, plan.indicator_in)
-    for history, out, reference in zip(plan.caches, plan.outputs, plan.references, strict=True):
+    for history, out, reference in zip(plan.caches, plan.outputs, plan.bases, strict=True):
         sources[history.row] = (out, reference)
     for history in reversed(plan.histories):
         cache = plan.placeholders[history.spec.name]

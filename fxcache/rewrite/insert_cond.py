@@ -29,13 +29,13 @@ def insert_cond(gm: GraphModule, plan: Plan) -> int:
     assert old is not None and plan.reuse is not None
     caches = [plan.placeholders[history.spec.name] for history in plan.caches]
     weights = [plan.weights] if any(history.predicted for history in plan.caches) else []
-    wanted = [node for node in [*plan.references, *caches, *weights] if node is not None]
+    wanted = [node for node in [*plan.bases, *caches, *weights] if node is not None]
     given = [arg for arg in old.args if isinstance(arg, Node)]
     operands = list(dict.fromkeys([*given, *wanted]))
-    _widen(getattr(gm, COMPUTE), operands[len(given) :])
-    gm.add_submodule(REUSE, _reuse_branch(operands, plan))
+    _widen(getattr(gm, plan.prefix + COMPUTE), operands[len(given) :])
+    gm.add_submodule(plan.prefix + REUSE, _reuse_branch(operands, plan))
     with gm.graph.inserting_before(old):
-        branches = [gm.graph.get_attr(REUSE), gm.graph.get_attr(COMPUTE)]
+        branches = [gm.graph.get_attr(plan.prefix + name) for name in (REUSE, COMPUTE)]
         plan.compute = gm.graph.call_function(torch.ops.higher_order.cond, (plan.reuse, *branches, tuple(operands)))
         plan.compute.meta = dict(old.meta)
     old.replace_all_uses_with(plan.compute)
@@ -61,7 +61,7 @@ def _reuse_branch(operands: list[Node], plan: Plan) -> GraphModule:
         copy.meta = dict(operand.meta)
     outputs = []
     rows = {history.row: row for row, history in enumerate(plan.with_gram)}
-    for stream, reference, history in zip(plan.region.streams, plan.references, plan.caches, strict=True):
+    for stream, reference, history in zip(plan.region.streams, plan.bases, plan.caches, strict=True):
         arguments: list[object] = [inside[reference], inside[plan.placeholders[history.spec.name]]]
         if history.predicted:
             # without products of its own every stream has the weights of the first row

@@ -34,7 +34,7 @@ def keep_precision(gm: GraphModule, plan: Plan) -> int:
     if plan.options.inner_backend != "inductor":
         return 0
     assert plan.compute is not None
-    branches = [getattr(gm, REUSE), getattr(gm, COMPUTE)]
+    branches = [getattr(gm, plan.prefix + name) for name in (REUSE, COMPUTE)]
     wide = _widen_operands(gm, plan.compute, branches)
     plan.references = [None if node is None else wide.get(node, node) for node in plan.references]
     return len(wide) + _widen_outputs(gm, plan, branches)

@@ -54,10 +54,10 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
         results.append(_contiguous_copy(body, inside[node]) if own else inside[node])
     body.output(tuple(results))
     compute = GraphModule(root, body)
-    gm.add_submodule(COMPUTE, compute)
+    gm.add_submodule(plan.prefix + COMPUTE, compute)
 
     with gm.graph.inserting_before(region.anchor):
-        plan.compute = gm.graph.call_module(COMPUTE, tuple(operands))
+        plan.compute = gm.graph.call_module(plan.prefix + COMPUTE, tuple(operands))
         with mode:
             vals = tuple(torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in map(_tensor, live_outs))
         plan.compute.meta["val"] = vals

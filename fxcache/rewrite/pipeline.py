@@ -13,6 +13,8 @@ from torch.fx import GraphModule, Node
 from fxcache.errors import Refusal
 from fxcache.options import Options
 from fxcache.regions.discover import discover, signature
+from fxcache.regions.region import Region
+from fxcache.regions.units import discover_units
 from fxcache.rewrite.commit_state import commit_state
 from fxcache.rewrite.gather_references import gather_references
 from fxcache.rewrite.insert_cond import insert_cond
@@ -22,6 +24,7 @@ from fxcache.rewrite.outline_middle import outline_middle
 from fxcache.rewrite.pin_layouts import pin_layouts
 from fxcache.rewrite.plan import Plan, StateTensor
 from fxcache.rewrite.thread_state import thread_state
+from fxcache.rewrite.thread_units import commit_observed, observe_unit, shared_state, thread_units
 
 PASSES: tuple[Pass, ...] = (
     gather_references,  # first: it finds its anchor by the nodes of the middle, which the next pass removes
@@ -42,15 +45,25 @@ class Rewritten:
 
     gm: GraphModule
     state: tuple[StateTensor, ...]
-    plan: Plan
+    plans: tuple[Plan, ...]
+    """One, or one per unit that is decided for itself."""
     signature: str
     records: tuple[PassRecord, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """The first of them."""
+        return self.plans[0]
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:
     """Copy a graph module with its metadata; the original stays untouched for the fallback."""
     mine = GraphModule(gm, copy.deepcopy(gm.graph))
     mine.meta = dict(gm.meta)
+    for node in mine.graph.nodes:
+        # Inductor numbers the nodes between two writes, and moves a read only within them. It has done so before there
+        # were any writes, and would let a read of the state slip behind what the passes add.
+        node.meta.pop("mutation_region_id", None)
     return mine
 
 
@@ -62,11 +75,45 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     mine = copy_graph(gm)
     placeholders = [node for node in mine.graph.nodes if node.op == "placeholder"]
     parameters: set[Node] = {placeholders[i] for i in static}
+    folder = Path(options.dump_dir) / f"graph_{next(_numbers):03d}" if options.dump_dir else None
+    if options.prunes:
+        units = discover_units(mine.graph, parameters, options)
+        return units if isinstance(units, Refusal) else _rewrite_units(mine, units, options, folder)
     region = discover(mine.graph, parameters, options)
     if isinstance(region, Refusal):
         return region
     plan = Plan(region, options)
-    name = signature(region)
-    folder = Path(options.dump_dir) / f"graph_{next(_numbers):03d}" if options.dump_dir else None
+    name = signature([region])
     records = tuple(run_pass(number, one, mine, plan, folder) for number, one in enumerate(PASSES))
-    return Rewritten(mine, tuple(plan.state), plan, name, records)
+    return Rewritten(mine, tuple(plan.state), (plan,), name, records)
+
+
+def _rewrite_units(mine: GraphModule, units: list[Region], options: Options, folder: Path | None) -> Rewritten:
+    """Run the passes on every unit, the last one first: what is behind it does not change any more."""
+    name = signature(units)
+    plans = [Plan(region, options, unit=number) for number, region in enumerate(units)]
+    observed: list[Node | None] = [None] * len(plans)
+
+    def outline(gm: GraphModule, plan: Plan) -> int:
+        assert plan.unit is not None
+        changes = gather_references(gm, plan) + outline_middle(gm, plan)
+        observed[plan.unit] = observe_unit(gm, plans, plan.unit)
+        return changes
+
+    def over_units(gm: GraphModule, _: Plan) -> int:
+        passes = (outline, insert_cond, keep_precision, pin_layouts, commit_state)
+        return sum(one(gm, plan) for plan in reversed(plans) for one in passes)
+
+    steps: tuple[Pass, ...] = (
+        _named("thread_units", lambda gm, _: thread_units(gm, plans)),
+        _named("prune_units", over_units),
+        _named("commit_observed", lambda gm, _: commit_observed(gm, plans, observed)),
+    )
+    records = tuple(run_pass(number, one, mine, plans[0], folder) for number, one in enumerate(steps))
+    state = (*shared_state(plans), *(spec for plan in plans for spec in plan.state))
+    return Rewritten(mine, state, tuple(plans), name, records)
+
+
+def _named(name: str, one: Pass) -> Pass:
+    one.__name__ = name
+    return one

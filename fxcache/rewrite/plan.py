@@ -35,6 +35,8 @@ class History:
     """Scalar products of the entries, where the calibrator needs them."""
     main: bool = False
     """Whether the indicator belongs to the same stream."""
+    absolute: bool = False
+    """Whether the stream itself is stored, although there is a value to cache it against."""
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Plan:
 
     region: Region
     options: Options
+    unit: int | None = None
+    """Number of the unit, where the trunk has several."""
     references: list[Node | None] = field(default_factory=list)
     """Per stream: the node in front of the middle that it is cached against."""
     indicator_out: Node | None = None
@@ -63,6 +67,17 @@ class Plan:
     first: Node | None = None
     weights: Node | None = None
     """Of the forecast, by slot; one row, or one per predicted stream."""
+
+    @property
+    def prefix(self) -> str:
+        """Beginning of the names of what belongs to this unit alone."""
+        return "" if self.unit is None else f"unit_{self.unit}_"
+
+    @property
+    def bases(self) -> list[Node | None]:
+        """Per stream: what its stored values are added to; None where they are the stream itself."""
+        pairs = zip(self.references, self.caches, strict=True)
+        return [None if cache.absolute else reference for reference, cache in pairs]
 
     @property
     def histories(self) -> list[History]:

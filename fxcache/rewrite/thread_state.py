@@ -29,21 +29,26 @@ def thread_state(gm: GraphModule, plan: Plan) -> int:
     assert plan.indicator_out is not None and plan.compute is not None
     value = tensor_of(plan.indicator_out)
     assert value is not None
-    plan.reference = _reference(plan, value)
-    plan.caches = _caches(plan, row=len(plan.histories))
+    describe_state(plan, value, row=0)
     # as many columns as steps are remembered, also where nothing is predicted and every history has one entry
     health = StateTensor("health", (len(plan.histories), plan.options.history), torch.float32, value.device)
     clock = StateTensor("clock", (3,), torch.float32, value.device)
     control = StateTensor("control", (kernels.CONTROL_SIZE,), torch.float64, torch.device("cpu"))
     for spec in (control, health, clock, *plan.state):
-        plan.placeholders[spec.name] = _add_placeholder(gm, spec, value)
+        plan.placeholders[spec.name] = add_placeholder(gm, spec, value)
     with gm.graph.inserting_before(plan.compute):
         observation = _observe(gm, plan)
         _decide(gm, plan, observation)
     return len(plan.placeholders)
 
 
-def _reference(plan: Plan, value: torch.Tensor) -> History | None:
+def describe_state(plan: Plan, value: torch.Tensor, row: int) -> None:
+    """Say what is stored, from this row of the health on; ``value`` is what the indicator looks at."""
+    plan.reference = _reference(plan, value, row)
+    plan.caches = _caches(plan, row + (plan.reference is not None))
+
+
+def _reference(plan: Plan, value: torch.Tensor, row: int) -> History | None:
     options = plan.options
     if not options.observes:
         return None
@@ -51,7 +56,7 @@ def _reference(plan: Plan, value: torch.Tensor) -> History | None:
     entries = options.history if options.forecasts_indicator else 1
     shape = (entries, *value.shape[:-1], -(-value.shape[-1] // factor))
     wide = torch.promote_types(value.dtype, torch.float32)
-    return History(StateTensor("reference", shape, wide, value.device), row=0)
+    return History(StateTensor(f"{plan.prefix}reference", shape, wide, value.device), row)
 
 
 def _caches(plan: Plan, row: int) -> list[History]:
@@ -62,16 +67,15 @@ def _caches(plan: Plan, row: int) -> list[History]:
         assert out is not None
         enabled = options.enable_calibrator if i in main else options.enable_encoder_calibrator
         predicted = bool(options.forecast) and enabled and out.is_floating_point()
-        entries, dtype, gram = 1, out.dtype, None
+        entries, dtype, gram, absolute = 1, out.dtype, None, False
         if predicted:
             entries = options.history
             dtype = getattr(torch, options.calibrator_dtype) if options.calibrator_dtype else dtype
-            if options.calibrator_cache_type == "hidden_states":
-                plan.references[i] = None
+            absolute = options.calibrator_cache_type == "hidden_states"
             if options.calibrator == "dmd":
-                gram = StateTensor(f"gram_{i}", (entries, entries), torch.float64, out.device)
-        spec = StateTensor(f"cache_{i}", (entries, *out.shape), dtype, out.device)
-        found.append(History(spec, row + i, predicted, gram, main=i in main))
+                gram = StateTensor(f"{plan.prefix}gram_{i}", (entries, entries), torch.float64, out.device)
+        spec = StateTensor(f"{plan.prefix}cache_{i}", (entries, *out.shape), dtype, out.device)
+        found.append(History(spec, row + i, predicted, gram, i in main, absolute))
     return found
 
 
@@ -114,10 +118,11 @@ def downsample_factor(plan: Plan) -> int:
     value = None if plan.indicator_out is None else tensor_of(plan.indicator_out)
     assert value is not None
     size = value.shape[-1]
-    return min(plan.options.downsample_factor, size if isinstance(size, int) else 1)
+    return min(plan.options.indicator_stride, size if isinstance(size, int) else 1)
 
 
-def _add_placeholder(gm: GraphModule, spec: StateTensor, like: torch.Tensor) -> Node:
+def add_placeholder(gm: GraphModule, spec: StateTensor, like: torch.Tensor) -> Node:
+    """Add a state tensor to the inputs of the graph."""
     last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
     with gm.graph.inserting_after(last):
         node = gm.graph.placeholder(f"fxcache_{spec.name}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fxcache.options import Options
 from fxcache.runtime.calls import Call, describe, parameters_at
 from fxcache.runtime.clock import on_host
 from fxcache.runtime.contexts import Context, ModelState
@@ -27,6 +28,8 @@ from fxcache.runtime.interface import (
     StepRecord,
     Stored,
     TensorSpec,
+    UnitInfo,
+    UnitTerms,
 )
 from fxcache.runtime.models import ModelTable
 from fxcache.runtime.records import ModelRecord
@@ -101,9 +104,11 @@ class Attribution:
             context.reported = lease.mode is Mode.DECIDE
             if outcome.restarted:
                 _restart(model, context, outcome)
-            context.statistics.add(StepRecord(context.counters.step, _reason(lease, outcome), outcome.difference))
-            if not outcome.reused:
-                context.remember(Stored(lease.slot, *_moment(lease, outcome, context)), model.options.history)
+            saved = _saved(context, outcome)
+            reason = _reason(lease, outcome)
+            record = StepRecord(context.counters.step, reason, outcome.difference, pruned_blocks=saved.blocks)
+            context.statistics.add(record, saved.flops)
+            _remember(context, lease, outcome, model.options.history)
             model.policy.after(context.counters, outcome.reused, outcome.difference)
 
     def abort(self, lease: Lease) -> None:
@@ -140,13 +145,13 @@ class Attribution:
         lease.store = True
         lease.mode, lease.reason = model.policy.decide_before(model.options, context.counters, context.valid)
         lease.now = (context.counters.step, call.time(model.options.calibrator_time))
-        lease.stored, lease.slot = tuple(context.stored), context.next_slot(model.options.history)
         if lease.mode is Mode.REUSE and clock is not None:
             lease.mode = Mode.DECIDE  # only the device knows whether this is still the same generation
         if lease.mode is Mode.DECIDE:
             lease.threshold, lease.clock = model.policy.threshold(model.options), clock
         elif clock is not None and context.valid and lease.reason in _NEEDS_CLOCK:
             lease.mode, lease.threshold, lease.clock = Mode.DECIDE, -math.inf, clock
+        _say_what_is_stored(lease, context, model.options)
         return lease
 
     def _refuse(self, model: ModelState, context: Context | None, reason: Reason) -> Lease:
@@ -164,9 +169,8 @@ class Attribution:
             return list(context.tensors)
         with self._lock:
             if context.valid:  # never read what was stored in another form
-                context.valid = False
                 _compute_instead(lease, Reason.FIRST)
-            context.stored = []
+            context.forget_stored()
             context.tensors, context.specs = [], ()
             fits = not context.dropped and ticket.model.make_room(context, sum(spec.nbytes for spec in specs))
         if not fits:
@@ -189,6 +193,48 @@ def _scratch(specs: tuple[TensorSpec, ...]) -> list[torch.Tensor]:
 def _compute_instead(lease: Lease, reason: Reason) -> None:
     lease.mode, lease.reason, lease.threshold, lease.clock = Mode.COMPUTE, reason, 0.0, None
     lease.stored, lease.slot = (), 0
+    lease.units = tuple(UnitTerms(Mode.COMPUTE, (), 0) for _ in lease.units)
+
+
+def _say_what_is_stored(lease: Lease, context: Context, options: Options) -> None:
+    """Put the stored steps and the next slot into the lease, per unit if there are several."""
+    slots = [ring.next_slot(options.history) for ring in context.rings]
+    lease.stored, lease.slot = tuple(context.rings[0].stored), slots[0]
+    if not context.units:
+        return
+    growths = [1.0] * len(slots)
+    if lease.mode is Mode.DECIDE and options.observes and options.prune_indicator == "previous":
+        growths = [ring.growth(context.counters.step) for ring in context.rings]
+    lease.units = tuple(
+        UnitTerms(Mode.COMPUTE if math.isnan(growth) else lease.mode, tuple(ring.stored), slot, growth)
+        for ring, slot, growth in zip(context.rings, slots, growths, strict=True)
+    )
+    if all(unit.mode is Mode.COMPUTE for unit in lease.units) and lease.mode is Mode.DECIDE:
+        lease.mode, lease.reason, lease.clock = Mode.COMPUTE, Reason.FIRST, None
+    if options.enable_dynamic_prune_threshold:
+        cap = options.max_dynamic_prune_threshold or 2 * options.residual_diff_threshold
+        lease.growing = (options.dynamic_prune_threshold_relax_ratio, cap)
+
+
+def _remember(context: Context, lease: Lease, outcome: Outcome, entries: int) -> None:
+    """Note what the call has stored."""
+    step, time = _moment(lease, outcome, context)
+    terms = lease.units or (UnitTerms(lease.mode, lease.stored, lease.slot),)
+    for number, (ring, term) in enumerate(zip(context.rings, terms, strict=True)):
+        if term.stored and not outcome.restarted:
+            ring.measured = (step, term.stored[0].step)
+        reused = outcome.units[number].reused if outcome.units else outcome.reused
+        if not reused:
+            ring.remember(Stored(term.slot, step, time), entries)
+            context.valid = True
+
+
+def _saved(context: Context, outcome: Outcome) -> UnitInfo:
+    """Blocks and operations that the call skipped; the blocks count where they are decided for themselves."""
+    if not context.units:
+        return UnitInfo(0, context.flops[0] if outcome.reused else 0)
+    skipped = [unit for unit, seen in zip(context.units, outcome.units, strict=False) if seen.reused]
+    return UnitInfo(sum(unit.blocks for unit in skipped), sum(unit.flops for unit in skipped))
 
 
 def _abandon(model: ModelState, context: Context) -> None:
@@ -214,7 +260,7 @@ def _moment(lease: Lease, outcome: Outcome, context: Context) -> tuple[int, floa
 
 def _reason(lease: Lease, outcome: Outcome) -> Reason:
     if outcome.reused:
-        return Reason.REUSED
+        return Reason.REUSED if all(unit.reused for unit in outcome.units) else Reason.PARTLY
     if outcome.restarted:
         return Reason.RESTART
     if lease.mode is Mode.DECIDE and not outcome.finite:

@@ -10,7 +10,7 @@ import torch
 
 from fxcache.kernels import CONTROL_SIZE, Ask, Control
 from fxcache.runtime.attribution import Attribution
-from fxcache.runtime.interface import GraphInfo, Lease, Mode, Outcome, TensorSpec
+from fxcache.runtime.interface import GraphInfo, Lease, Mode, Outcome, Stored, TensorSpec, UnitOutcome, UnitTerms
 
 
 class Link:
@@ -46,18 +46,19 @@ def with_state(
     link: Link,
     specs_of: Callable[[Sequence[object]], tuple[TensorSpec, ...]],
     device: torch.device,
+    units: int = 0,
 ) -> Callable[[list[Any]], Any]:
     """Wrap a compiled graph whose last inputs are control, clock and state, so that it takes the original inputs.
 
     The inputs added are, in this order: control, health, clock, the state tensors; all but control and clock
-    belong to the context and come from its lease.
+    belong to the context and come from its lease. ``units``: rows of the control, where it has rows.
     """
     no_clock: list[torch.Tensor] = []
 
     def boxed(flat: list[Any]) -> Any:
         lease = link.lease()
         health, *state = lease.state(specs_of(flat))
-        control = _control_for(lease)
+        control = _control_for(lease, units)
         link.control(control)
         if lease.clock is None and not no_clock:
             no_clock.append(torch.zeros(3, dtype=torch.float32, device=device))
@@ -73,36 +74,58 @@ def with_state(
 _ASK = {Mode.COMPUTE: Ask.COMPUTE, Mode.DECIDE: Ask.DECIDE, Mode.REUSE: Ask.REUSE}
 
 
-def _control_for(lease: Lease) -> torch.Tensor:
+def _control_for(lease: Lease, units: int) -> torch.Tensor:
+    if not units:
+        return torch.tensor(_told(lease, lease.mode, lease.stored, lease.slot), dtype=torch.float64)
+    rows = []
+    for unit in lease.units or (UnitTerms(Mode.COMPUTE, (), 0),) * units:
+        told = _told(lease, unit.mode, unit.stored, unit.slot)
+        rows.append([*told, unit.growth, *lease.growing])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _told(lease: Lease, mode: Mode, stored: Sequence[Stored], slot: int) -> list[float]:
     told = [0.0] * CONTROL_SIZE
-    told[Control.MODE] = float(_ASK[lease.mode])
+    told[Control.MODE] = float(_ASK[mode])
     told[Control.STORE] = float(lease.store)
     told[Control.THRESHOLD] = lease.threshold
     told[Control.CHECK_CLOCK] = float(lease.clock is not None)
     told[Control.REPEAT_ALLOWED] = float(lease.repeat_allowed)
-    told[Control.SLOT] = float(lease.slot)
-    told[Control.COUNT] = float(len(lease.stored))
-    if lease.mode is not Mode.COMPUTE:
-        times, told[Control.NOW] = lease.times
+    told[Control.SLOT] = float(slot)
+    told[Control.COUNT] = float(len(stored))
+    if mode is not Mode.COMPUTE:
+        times, told[Control.NOW] = lease.times(stored)
         told[Control.TIMES : Control.TIMES + len(times)] = times
-        told[Control.SLOTS : Control.SLOTS + len(times)] = [float(stored.slot) for stored in lease.stored]
-    return torch.tensor(told, dtype=torch.float64)
+        told[Control.SLOTS : Control.SLOTS + len(times)] = [float(entry.slot) for entry in stored]
+    return told
 
 
 def read_outcome(control: torch.Tensor | None, lease: Lease) -> Outcome:
     """Translate what the ``decide`` operator wrote; no device is touched."""
     if control is None or lease.mode is Mode.COMPUTE:
         return Outcome()
-    seen = control.tolist()
+    rows = control.tolist()
+    units: tuple[UnitOutcome, ...] = ()
+    if lease.units:
+        units = tuple(
+            UnitOutcome(bool(row[Control.REUSED]), _difference(row), bool(row[Control.FINITE])) for row in rows
+        )
+    seen = rows[0] if lease.units else rows
+    known = [unit.difference for unit in units if unit.difference is not None]
     return Outcome(
-        reused=bool(seen[Control.REUSED]),
-        difference=seen[Control.DIFFERENCE] if seen[Control.MEASURED] else None,
-        finite=bool(seen[Control.FINITE]),
+        reused=any(unit.reused for unit in units) if units else bool(seen[Control.REUSED]),
+        difference=(sum(known) / len(known) if known else None) if units else _difference(seen),
+        finite=all(unit.finite for unit in units) if units else bool(seen[Control.FINITE]),
         restarted=bool(seen[Control.RESTARTED]),
         time=None
         if lease.clock is None
         else (seen[Control.CLOCK_DIRECTION], seen[Control.CLOCK_PREVIOUS], seen[Control.CLOCK_NOW]),
+        units=units,
     )
+
+
+def _difference(seen: Sequence[float]) -> float | None:
+    return seen[Control.DIFFERENCE] if seen[Control.MEASURED] else None
 
 
 class CompiledCall:

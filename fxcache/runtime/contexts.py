@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
@@ -42,6 +43,33 @@ class ContextKey(NamedTuple):
     activations: ActivationSignature
 
 
+class Ring:
+    """The computed steps that are stored of one unit of the trunk, in histories of so many entries."""
+
+    def __init__(self) -> None:
+        self.stored: list[Stored] = []
+        """Those that can be read, newest first."""
+        self.measured: tuple[int, int] | None = None
+        """The last step at which a difference was taken, and the step it was taken to."""
+
+    def next_slot(self, entries: int) -> int:
+        """Return where a history of so many entries takes the next step: a free slot, or that of the oldest."""
+        taken = {stored.slot for stored in self.stored}
+        return next((slot for slot in range(entries) if slot not in taken), self.stored[-1].slot if self.stored else 0)
+
+    def remember(self, stored: Stored, entries: int) -> None:
+        """Note that a step was stored, in place of what its slot held."""
+        kept = [other for other in self.stored if other.slot != stored.slot]
+        self.stored = [stored, *kept][:entries]
+
+    def growth(self, step: int) -> float:
+        """Return what the last difference is multiplied with to hold for this step: it grows with the distance."""
+        if self.measured is None or not self.stored:
+            return math.nan
+        at, to = self.measured
+        return (step - self.stored[0].step) / (at - to)
+
+
 class Context:
     """State, counters and clock of one (run, branch, graph structure, shapes)."""
 
@@ -53,6 +81,7 @@ class Context:
         self.flops = (info.middle_flops, info.total_flops)
         self.threshold = info.options.effective_threshold
         self.trunk = info.trunk
+        self.units = info.units
         self.generation = generation
         self.branch = branch
         self.conditioning = conditioning
@@ -78,8 +107,8 @@ class Context:
         """Begin step 0 of another generation: nothing stored may be read."""
         self.segment += 1
         self.valid = False
-        self.stored: list[Stored] = []
-        """The computed steps that can be read, newest first."""
+        self.rings = [Ring() for _ in self.units or "1"]
+        """What is stored, per unit of the trunk that is decided for itself, or in all."""
         self.counters = Counters()
         self.host_clock = HostClock()
         self.device_clock: DeviceClock | None = None
@@ -90,16 +119,10 @@ class Context:
         """Of the previous call; None before the first."""
         self.source = TimeSource.NONE
 
-    def next_slot(self, entries: int) -> int:
-        """Return where a history of so many entries takes the next step: a free slot, or that of the oldest."""
-        taken = {stored.slot for stored in self.stored}
-        return next((slot for slot in range(entries) if slot not in taken), self.stored[-1].slot if self.stored else 0)
-
-    def remember(self, stored: Stored, entries: int) -> None:
-        """Note that a step was stored, in place of what its slot held."""
-        kept = [other for other in self.stored if other.slot != stored.slot]
-        self.stored = [stored, *kept][:entries]
-        self.valid = True
+    def forget_stored(self) -> None:
+        """Nothing stored may be read any more."""
+        self.valid = False
+        self.rings = [Ring() for _ in self.rings]
 
     def record(self, live: bool) -> ContextRecord:
         """Return what has happened since the last restart."""
@@ -113,6 +136,9 @@ class Context:
             reasons=dict(self.statistics.reasons),
             nbytes=self.nbytes if live else 0,
             threshold=self.threshold,
+            blocks=sum(unit.blocks for unit in self.units),
+            pruned_blocks=self.statistics.pruned_blocks,
+            saved_flops=self.statistics.saved_flops,
             middle_flops=self.flops[0],
             total_flops=self.flops[1],
             signature=self.key.signature,

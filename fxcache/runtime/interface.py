@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +28,7 @@ class Reason(str, Enum):
     """Why a call ended the way it did; the value is what `summary` prints."""
 
     REUSED = "reused"
+    PARTLY = "partly reused"
     DIFFERENCE = "difference >= threshold"
     WARMUP = "warmup"
     MASK = "step mask"
@@ -82,6 +83,13 @@ class TensorSpec:
         return count
 
 
+class UnitInfo(NamedTuple):
+    """One part of the trunk that is decided for itself."""
+
+    blocks: int
+    flops: int
+
+
 @dataclass(frozen=True, eq=False)
 class GraphInfo:
     """What the runtime must know of one compiled graph. Compared by identity."""
@@ -96,6 +104,16 @@ class GraphInfo:
     stream_names: tuple[str, ...] = ()
     trunk: str = ""
     """The trunk in words."""
+    units: tuple[UnitInfo, ...] = ()
+    """The parts of the trunk that are decided for themselves; empty where there is one decision."""
+
+
+class UnitOutcome(NamedTuple):
+    """What a call did about one unit."""
+
+    reused: bool
+    difference: float | None
+    finite: bool
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,8 @@ class Outcome:
     finite: bool = True
     restarted: bool = False
     time: tuple[float, float, float] | None = None
+    units: tuple[UnitOutcome, ...] = ()
+    """Per unit, where the trunk has several and the graph was asked; `reused` is then whether any was."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +140,14 @@ class StepRecord:
     step: int
     reason: Reason
     difference: float | None
-    """Relative residual difference; absent when nothing was compared."""
+    """Relative residual difference; absent when nothing was compared. Of several units the mean."""
+    pruned_blocks: int = 0
+    """Blocks that were skipped, where they are decided for themselves."""
 
     @property
     def reused(self) -> bool:
-        """Whether the trunk's middle was skipped."""
-        return self.reason is Reason.REUSED
+        """Whether the trunk's middle was skipped, or some of it."""
+        return self.reason in (Reason.REUSED, Reason.PARTLY)
 
 
 class Stored(NamedTuple):
@@ -136,6 +158,17 @@ class Stored(NamedTuple):
     step: int
     time: float | None
     """On the axis of the option `calibrator_time`; None where the host does not know it."""
+
+
+@dataclass(frozen=True)
+class UnitTerms:
+    """What the host knows of one unit before a call."""
+
+    mode: Mode
+    stored: tuple[Stored, ...]
+    slot: int
+    growth: float = 1.0
+    """What a difference taken at the step before is multiplied with to hold for this one."""
 
 
 class Lease:
@@ -149,6 +182,7 @@ class Lease:
         "__weakref__",
         "_allocate",
         "clock",
+        "growing",
         "mode",
         "now",
         "reason",
@@ -158,6 +192,7 @@ class Lease:
         "stored",
         "threshold",
         "ticket",
+        "units",
     )
 
     def __init__(
@@ -179,18 +214,21 @@ class Lease:
         """Step and time of this call, as in `Stored`."""
         self.slot: int = 0
         """Where this call is stored if it is."""
+        self.units: tuple[UnitTerms, ...] = ()
+        """Terms per unit, where the trunk has several; `stored` and `slot` then say nothing."""
+        self.growing: tuple[float, float] = (0.0, 0.0)
+        """How the threshold grows with the differences of a step: factor and end; an end of 0: it does not."""
         self.ticket = ticket
         """Bookkeeping of the attribution; nobody else reads it."""
         self._allocate = allocate
 
-    @property
-    def times(self) -> tuple[list[float], float]:
-        """Times of the stored steps and of this one: on the axis asked for if all are known and differ, else steps."""
-        times, now = [stored.time for stored in self.stored], self.now[1]
+    def times(self, entries: Sequence[Stored]) -> tuple[list[float], float]:
+        """Times of stored steps and of this one: on the axis asked for if all are known and differ, else steps."""
+        times, now = [stored.time for stored in entries], self.now[1]
         known = [time for time in times if time is not None]
         if now is not None and len(known) == len(times) == len(set(known)):
             return known, now
-        return [float(stored.step) for stored in self.stored], float(self.now[0])
+        return [float(stored.step) for stored in entries], float(self.now[0])
 
     def state(self, specs: tuple[TensorSpec, ...]) -> list[torch.Tensor]:
         """Return the context's tensors, made with zeros on first use and again when the specs changed."""

@@ -29,6 +29,11 @@ class ContextRecord:
     nbytes: int
     """State tensors held now; 0 for an ended context."""
     threshold: float
+    blocks: int
+    """Blocks per step that are decided for themselves; 0 where there is one decision."""
+    pruned_blocks: int
+    """Of those, skipped in all steps together."""
+    saved_flops: int
     middle_flops: int
     total_flops: int
     signature: str
@@ -42,9 +47,14 @@ class Statistics:
     steps: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=MAX_STEPS_KEPT))
     reasons: Counter[Reason] = field(default_factory=Counter)
 
-    def add(self, record: StepRecord) -> None:
+    pruned_blocks: int = 0
+    saved_flops: int = 0
+
+    def add(self, record: StepRecord, saved_flops: int) -> None:
         """Count one step."""
         self.steps.append(record)
+        self.pruned_blocks += record.pruned_blocks
+        self.saved_flops += saved_flops
         self.reasons[record.reason] += 1
 
 

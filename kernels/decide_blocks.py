@@ -1,0 +1,214 @@
+"""Decisions of one step about several units of a trunk: `decide`, for every unit that can be skipped by itself.
+
+Row u of ``control`` [units, BLOCK_CONTROL_SIZE] (float64, on the CPU, shared with the runtime) has the fields of
+`decide.Control` for unit u, and behind them those of `BlockControl`. The call decides about the units ``first`` to
+``first + count - 1``. All that it reads of the device travels in one transfer; units in mode COMPUTE read nothing.
+
+    d_u     = growth_u * observed[u, 0] / observed[u, 1]
+    T_u     = max(threshold, min(relax * mean of the first five d > 0 of this step, cap))        (cap 0: threshold)
+    reuse_u = mode is REUSE   or   mode is DECIDE  and  d_u finite  and  d_u < T_u  and  time not restarted
+              and the newest stored step of the unit is healthy
+
+``observed`` is float32 [count, 2], the two sums of `residual_diff` per unit; None: no indicator. ``growth`` is 1 when
+they belong to this step; when they were taken at the step before, it carries them on. ``grams`` are float64 [n, n],
+one per predicted stream that needs them, and ``gram_units`` their units; ``rows`` gives the unit of every row of
+``health`` [rows, n], and ``singles`` the rows of histories of one entry. ``clock`` and ``forecast`` are as in `decide`;
+the clock is looked at where the control of unit 0 says so, in the call that decides about it.
+
+Returns on the CPU reuse (bool [count]), slot and first (int64 [count]), and on the device of ``health`` the weights,
+float32 [count, k, n] with k the most grams of one unit, at least 1; empty without a forecaster. Source of the rule:
+DBPrune (cache-dit), which asks the device once per block and falls back to the threshold beyond the cap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from fxcache.kernels._forecast import Window, forecaster
+from fxcache.kernels._library import register_operator
+from fxcache.kernels.decide import CONTROL_SIZE, Ask, Control, clock_restarted
+
+_SAMPLE = 5
+"""Differences of a step that its threshold grows with."""
+_SEEN = slice(Control.REUSED, Control.TIMES)
+
+
+class BlockControl(IntEnum):
+    """Slots of a row of ``control`` behind those of `Control`."""
+
+    GROWTH = CONTROL_SIZE
+    RELAX = CONTROL_SIZE + 1
+    CAP = CONTROL_SIZE + 2
+    """Of the threshold; 0: it does not grow."""
+
+
+BLOCK_CONTROL_SIZE = CONTROL_SIZE + len(BlockControl)
+
+
+def decide_blocks_reference(
+    observed: Tensor | None,
+    grams: Sequence[Tensor],
+    health: Tensor,
+    clock: Tensor,
+    control: Tensor,
+    first: int,
+    count: int,
+    rows: Sequence[int],
+    singles: Sequence[int],
+    gram_units: Sequence[int],
+    forecast: str = "",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (reuse, slot, first, weights) of the units and record per unit what was seen in ``control``."""
+    told = control.tolist()
+    units = range(first, first + count)
+    mine = [place for place, unit in enumerate(gram_units) if unit in units]
+    read = _Read(observed, [grams[place] for place in mine], health, clock, told, units)
+    weights = torch.zeros(_weights_shape(count, gram_units, health, forecast), dtype=torch.float32)
+    restarted, times = bool(told[0][Control.RESTARTED]), [math.nan] * 3
+    if read.clock:
+        times = read.clock
+        restarted = clock_restarted(*times, repeat_allowed=bool(told[0][Control.REPEAT_ALLOWED]))
+    sample = [told[unit][Control.DIFFERENCE] for unit in range(first) if told[unit][Control.MEASURED]]
+    reuse, slots, seen = [], [], []
+    single = set(singles)
+    owned: dict[int, list[int]] = {unit: [] for unit in range(len(told))}
+    for number, unit in enumerate(rows):
+        owned[unit].append(number)
+    for place, unit in enumerate(units):
+        row = told[unit]
+        used = read.healthy(row, owned[unit], single)
+        if forecast and used and row[Control.MODE] != Ask.COMPUTE:
+            products = [read.grams[i] for i, number in enumerate(mine) if gram_units[number] == unit]
+            _forecast(weights[place], forecast, products, row, used)
+        difference, finite = read.difference(place, row)
+        finite = finite and used > 0
+        measured = finite and math.isfinite(difference)
+        limit = _threshold(row, sample)
+        if measured:
+            sample.append(difference)
+        below = row[Control.MODE] == Ask.REUSE or (0.0 if observed is None else difference) < limit
+        skip = row[Control.MODE] != Ask.COMPUTE and finite and below and not restarted
+        stored = bool(row[Control.STORE]) and not skip
+        seen.append([skip, measured, difference, finite, restarted, *times])
+        reuse.append(skip)
+        slots.append(int(row[Control.SLOT]) if stored else -1)
+    control[first : first + count, _SEEN] = torch.tensor(seen, dtype=torch.float64)
+    stores = torch.tensor(slots)
+    return torch.tensor(reuse), stores, stores.clamp(max=0), _on_device(weights, health.device)
+
+
+class _Read:
+    """What the device knows, on the host after one transfer; nothing is transferred if nobody asks."""
+
+    def __init__(
+        self,
+        observed: Tensor | None,
+        grams: Sequence[Tensor],
+        health: Tensor,
+        clock: Tensor,
+        told: list[list[float]],
+        units: range,
+    ) -> None:
+        modes = {told[unit][Control.MODE] for unit in units}
+        decides, asks = Ask.DECIDE in modes, modes != {Ask.COMPUTE}
+        check_clock = decides and 0 in units and bool(told[0][Control.CHECK_CLOCK])
+        parts = [*(grams if asks else []), *([health] if decides else [])]
+        parts += [observed] if decides and observed is not None else []
+        parts += [clock] if check_clock else []
+        self.grams: list[Tensor] = []
+        self.health = self.observed = None
+        self.clock: list[float] = []
+        if not parts:
+            return
+        flat = torch.cat([part.reshape(-1).double() for part in parts]).cpu()
+        sizes = [part.numel() for part in parts]
+        pieces = [piece.view(part.shape) for piece, part in zip(flat.split(sizes), parts, strict=True)]
+        self.clock = pieces.pop().tolist() if check_clock else []
+        self.observed = pieces.pop().tolist() if decides and observed is not None else None
+        self.health = pieces.pop().isfinite().tolist() if decides else None
+        self.grams = pieces
+
+    def healthy(self, row: list[float], numbers: Sequence[int], singles: set[int]) -> int:
+        """Number of newest steps of a unit of which everything stored is finite; 0 as soon as the newest is not."""
+        count = int(row[Control.COUNT])
+        if self.health is None:
+            return count
+        if not all(self.health[number][0] for number in numbers if number in singles):
+            return 0
+        slots = [int(row[Control.SLOTS + age]) for age in range(count)]
+        rings = [self.health[number] for number in numbers if number not in singles]
+        return next((age for age, slot in enumerate(slots) if not all(ring[slot] for ring in rings)), count)
+
+    def difference(self, place: int, row: list[float]) -> tuple[float, bool]:
+        """Relative difference of a unit, and whether what it is made from is finite."""
+        if self.observed is None or row[Control.MODE] != Ask.DECIDE:
+            return math.nan, True
+        numerator, denominator = self.observed[place]
+        # 0 / 0 is an input identical to a reference that is all zero: no difference, not "unknown".
+        ratio = 0.0 if numerator == 0.0 == denominator else numerator / denominator if denominator else math.inf
+        difference = ratio * row[BlockControl.GROWTH]
+        return difference, math.isfinite(numerator) and math.isfinite(denominator) and not math.isnan(difference)
+
+
+def _threshold(row: list[float], sample: Sequence[float]) -> float:
+    base, cap = row[Control.THRESHOLD], row[BlockControl.CAP]
+    positive = [difference for difference in sample[:_SAMPLE] if difference > 0]
+    if cap <= 0 or not positive:
+        return base
+    return max(base, min(row[BlockControl.RELAX] * sum(positive) / len(positive), cap))
+
+
+def _forecast(weights: Tensor, forecast: str, grams: Sequence[Tensor], row: list[float], used: int) -> None:
+    """Fill in the weights of one unit by slot, one row per gram, or one."""
+    slots = [int(row[Control.SLOTS + age]) for age in range(used)]
+    times = tuple(row[Control.TIMES : Control.TIMES + used])
+    chosen = forecaster(forecast)
+    for number in range(max(1, len(grams))):
+        gram = grams[number][slots][:, slots] if grams else None
+        values = chosen.weights(Window(times, row[Control.NOW], None, gram))
+        weights[number, slots] = torch.tensor(values, dtype=torch.float32)
+
+
+def _weights_shape(count: int, gram_units: Sequence[int], health: Tensor, forecast: str) -> tuple[int, ...]:
+    most = max((gram_units.count(unit) for unit in gram_units), default=1)
+    return (count, most, health.shape[-1]) if forecast else (0,)
+
+
+def _on_device(weights: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cpu" or not weights.numel():
+        return weights.to(device)
+    # from pinned memory the copy is queued, and the host does not wait for it
+    return weights.pin_memory().to(device, non_blocking=True)
+
+
+def _fake(
+    observed: Tensor | None,
+    grams: Sequence[Tensor],
+    health: Tensor,
+    clock: Tensor,
+    control: Tensor,
+    first: int,
+    count: int,
+    rows: Sequence[int],
+    singles: Sequence[int],
+    gram_units: Sequence[int],
+    forecast: str = "",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def host(dtype: torch.dtype) -> Tensor:
+        return torch.empty(count, dtype=dtype, device="cpu")
+
+    weights = health.new_empty(_weights_shape(count, gram_units, health, forecast), dtype=torch.float32)
+    return host(torch.bool), host(torch.int64), host(torch.int64), weights
+
+
+register_operator(
+    "decide_blocks(Tensor? observed, Tensor[] grams, Tensor health, Tensor clock, Tensor(a!) control, int first,"
+    " int count, int[] rows, int[] singles, int[] gram_units, str forecast='') -> (Tensor, Tensor, Tensor, Tensor)",
+    decide_blocks_reference,
+    _fake,
+)

@@ -27,6 +27,17 @@ CALIBRATORS: dict[str, tuple[Configure, tuple[str, ...]]] = {
     "-regression": (lambda: fxcache.RegressionCalibratorConfig(), ("forecast",)),
 }
 """What a method's name ends in, its calibrator, and the indicators that its thresholds are compared with."""
+PRUNING: dict[str, tuple[Configure, dict[str, Any]]] = {
+    "": (lambda: None, {}),
+    "-input": (lambda: None, {"prune_indicator": "input"}),
+    "-groups": (lambda: None, {"prune_indicator": "input", "prune_group": 4}),
+    "-taylorseer1": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1), {}),
+    "-input-taylorseer1": (
+        lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1),
+        {"prune_indicator": "input"},
+    ),
+}
+"""What the name of a method that prunes blocks ends in, its calibrator and its knobs."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Work:
     """What one generation did."""
 
     decisions: tuple[str, ...]
-    """Per branch, a letter per step: `C` computed, `.` reused."""
+    """Per branch, a letter per step: `C` computed, `.` reused, `m` some blocks of it."""
     block_runs: int
     """Executions of a block, over all steps and branches."""
 
@@ -99,7 +110,16 @@ def open_uncached(setting: Setting, compiler: str) -> Run:
 def own_methods() -> list[Method]:
     """The baseline of fewer steps, and fxcache with every calibrator."""
     cached = [_cached("fxcache" + ending, *calibrator) for ending, calibrator in CALIBRATORS.items()]
-    return [Method(FEWER_STEPS, lambda setting: fewer_steps(setting.steps), None), *cached]
+    pruned = [_pruned("fxcache-dbprune" + ending, *each) for ending, each in PRUNING.items()]
+    return [Method(FEWER_STEPS, lambda setting: fewer_steps(setting.steps), None), *cached, *pruned]
+
+
+def _pruned(name: str, calibrator: Configure, knobs: dict[str, Any]) -> Method:
+    return Method(
+        name,
+        lambda setting: thresholds(setting.steps, "residual"),
+        lambda setting, schedule: PrunedRun(setting, schedule, calibrator(), knobs),
+    )
 
 
 def _cached(name: str, calibrator: Configure, indicators: tuple[str, ...]) -> Method:
@@ -128,12 +148,18 @@ def cache_config(schedule: Schedule) -> fxcache.DBCacheConfig:
 class CachedRun(Run):
     """A pipeline under fxcache."""
 
-    def __init__(self, setting: Setting, schedule: Schedule, calibrator: Any = None) -> None:
+    def __init__(
+        self, setting: Setting, schedule: Schedule, calibrator: Any = None, knobs: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(load_pipeline(setting.weights), setting.inner)
-        self._first_blocks = schedule.first_blocks
+        self._first_blocks, self._knobs = schedule.first_blocks, knobs or {}
         fxcache.enable_cache(
-            self.pipeline, cache_config(schedule), calibrator, inner_backend=setting.inner, on_refusal="raise"
+            self.pipeline, self.configure(schedule), calibrator, inner_backend=setting.inner, on_refusal="raise"
         )
+
+    def configure(self, schedule: Schedule) -> fxcache.DBCacheConfig:
+        """The configuration of the policy for a schedule."""
+        return cache_config(schedule)
 
     def work(self, steps: int) -> Work:
         # both branches of the last generation; where a branch has fewer steps, a call was not attributed
@@ -145,3 +171,24 @@ class CachedRun(Run):
 
     def close(self) -> None:
         fxcache.disable_cache(self.pipeline)
+
+
+class PrunedRun(CachedRun):
+    """A pipeline under fxcache that decides about every block."""
+
+    def configure(self, schedule: Schedule) -> fxcache.DBCacheConfig:
+        return fxcache.DBPruneConfig(
+            Fn_compute_blocks=schedule.first_blocks,
+            residual_diff_threshold=schedule.threshold,
+            max_warmup_steps=schedule.warmup_steps,
+            **self._knobs,
+        )
+
+    def work(self, steps: int) -> Work:
+        contexts = fxcache.summary(self.pipeline).contexts[-2:]
+        decisions = tuple(context.decisions for context in contexts)
+        if [len(branch) for branch in decisions] != [steps] * 2:
+            raise RuntimeError(f"expected two branches of {steps} steps, found {decisions}")
+        free = self.blocks - self._first_blocks
+        pruned = sum(round((context.pruned_ratio or 0.0) * steps * free) for context in contexts)
+        return Work(decisions, 2 * steps * self.blocks - pruned)

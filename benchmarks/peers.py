@@ -30,7 +30,18 @@ def peer_methods() -> list[Method]:
     """cache-dit with every calibrator; none where it is not installed."""
     if find_spec("cache_dit") is None:
         return []
-    return [_method("cache-dit" + ending, calibrator) for ending, calibrator in CALIBRATORS.items()]
+    cached = [_method("cache-dit" + ending, calibrator) for ending, calibrator in CALIBRATORS.items()]
+    pruned = [_pruning("cache-dit-dbprune" + ending, CALIBRATORS[ending]) for ending in ("", "-taylorseer1")]
+    return [*cached, *pruned]
+
+
+def _pruning(name: str, calibrator: tuple[str, dict[str, Any]] | None) -> Method:
+    return Method(
+        name,
+        lambda setting: thresholds(setting.steps, "residual"),
+        lambda setting, schedule: PeerRun(setting, schedule, calibrator, prunes=True),
+        NOT_COMPILED,
+    )
 
 
 def _method(name: str, calibrator: tuple[str, dict[str, Any]] | None) -> Method:
@@ -45,7 +56,11 @@ class PeerRun(Run):
     """A pipeline under cache-dit; hooks on the blocks count what really runs."""
 
     def __init__(
-        self, setting: Setting, schedule: Schedule, calibrator: tuple[str, dict[str, Any]] | None = None
+        self,
+        setting: Setting,
+        schedule: Schedule,
+        calibrator: tuple[str, dict[str, Any]] | None = None,
+        prunes: bool = False,
     ) -> None:
         super().__init__(load_pipeline(setting.weights), NOT_COMPILED)
         # it logs a dozen lines for every configuration
@@ -56,7 +71,7 @@ class PeerRun(Run):
         self._counts = count_blocks(self.pipeline)
         config = None if calibrator is None else getattr(cache_dit, calibrator[0])(**calibrator[1])
         self._adapter = cache_dit.enable_cache(
-            one_list(self.pipeline.transformer), cache_config=_config(schedule), calibrator_config=config
+            one_list(self.pipeline.transformer), cache_config=_config(schedule, prunes), calibrator_config=config
         )
 
     def begin(self) -> None:
@@ -65,7 +80,8 @@ class PeerRun(Run):
         self._counts.clear()
 
     def work(self, steps: int) -> Work:
-        letters = ["C" if count == self.blocks else "." for count in self._counts]
+        least = min(self._counts)
+        letters = ["C" if count == self.blocks else "." if count == least else "m" for count in self._counts]
         return Work(("".join(letters[::2]), "".join(letters[1::2])), sum(self._counts))
 
     def close(self) -> None:
@@ -99,8 +115,8 @@ def one_list(transformer: nn.Module) -> Any:
     )
 
 
-def _config(schedule: Schedule) -> Any:
-    from cache_dit import DBCacheConfig
+def _config(schedule: Schedule, prunes: bool = False) -> Any:
+    from cache_dit import DBCacheConfig, DBPruneConfig
 
     common = {
         "Fn_compute_blocks": schedule.first_blocks,
@@ -113,4 +129,5 @@ def _config(schedule: Schedule) -> Any:
         return DBCacheConfig(
             **common, steps_computation_mask=mask, steps_computation_policy="static", max_warmup_steps=2
         )
-    return DBCacheConfig(**common, residual_diff_threshold=schedule.threshold, max_warmup_steps=schedule.warmup_steps)
+    kind = DBPruneConfig if prunes else DBCacheConfig
+    return kind(**common, residual_diff_threshold=schedule.threshold, max_warmup_steps=schedule.warmup_steps)

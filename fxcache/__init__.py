@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxcache.configs import (
     DBCacheConfig,
+    DBPruneConfig,
     DMDCalibratorConfig,
     FoCaCalibratorConfig,
     RegressionCalibratorConfig,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DBCacheConfig",
+    "DBPruneConfig",
     "DMDCalibratorConfig",
     "Explanation",
     "FoCaCalibratorConfig",

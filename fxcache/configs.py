@@ -12,6 +12,7 @@ from fxcache.options import Options
 __all__ = [
     "CalibratorConfig",
     "DBCacheConfig",
+    "DBPruneConfig",
     "DMDCalibratorConfig",
     "FoCaCalibratorConfig",
     "RegressionCalibratorConfig",
@@ -69,6 +70,27 @@ class DBCacheConfig(_Config):
     def to_mapping(self) -> dict[str, Any]:
         """Return the options of this group by name."""
         return {**super().to_mapping(), "method": "dbcache"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DBPruneConfig(DBCacheConfig):
+    """When a block is reused: DBCache's rules, for every block by itself.
+
+    >>> DBPruneConfig(Fn_compute_blocks=1, non_prune_block_ids=[4]).to_options().resolve_units(6)
+    [(1, 2), (2, 3), (3, 4), (5, 6)]
+    """
+
+    non_prune_block_ids: Sequence[int] = ()
+    prune_indicator: str = "previous"
+    prune_group: int = 1
+    enable_dynamic_prune_threshold: bool = False
+    max_dynamic_prune_threshold: float | None = None
+    dynamic_prune_threshold_relax_ratio: float = 1.25
+    force_reduce_calibrator_vram: bool = False
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the options of this group by name."""
+        return {**super().to_mapping(), "method": "dbprune"}
 
 
 @dataclass(frozen=True, kw_only=True)

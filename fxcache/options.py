@@ -139,9 +139,9 @@ class Options:
     every module list for itself."""
 
     prune_indicator: Literal["previous", "input"] = "previous"
-    """With ``dbprune``: what decides about a block. ``previous``: how far its input had moved at the step before, carried
-    on to this one: all blocks are decided at once. ``input``: its input now, as in cache-dit: the host waits for the
-    device once per unit."""
+    """With ``dbprune``: what decides about a block. ``previous``: how far its input had moved at the step before,
+    carried on to this one: all blocks are decided at once. ``input``: its input now, as in cache-dit: the host waits
+    for the device once per decision."""
 
     prune_group: int = 1
     """With ``dbprune``: blocks in a row that share a decision and their stored values, >= 1."""
@@ -158,7 +158,7 @@ class Options:
     """The grown threshold is the mean of the first five differences of the step times this, >= 0. Source: cache-dit."""
 
     force_reduce_calibrator_vram: bool = False
-    """With ``dbprune`` and a calibrator: let only every fourth channel enter the indicator, at most. Source: cache-dit."""
+    """With ``dbprune`` and a calibrator: let at most every fourth channel enter the indicator. Source: cache-dit."""
 
     trunk: tuple[str, ...] = ()
     """Names of the module lists that form the trunk, in order; empty: discover it."""

@@ -72,7 +72,7 @@ def decide_blocks_reference(
     restarted, times = bool(told[0][Control.RESTARTED]), [math.nan] * 3
     if read.clock:
         times = read.clock
-        restarted = clock_restarted(*times, repeat_allowed=bool(told[0][Control.REPEAT_ALLOWED]))
+        restarted = clock_restarted(times[0], times[1], times[2], bool(told[0][Control.REPEAT_ALLOWED]))
     sample = [told[unit][Control.DIFFERENCE] for unit in range(first) if told[unit][Control.MEASURED]]
     reuse, slots, seen = [], [], []
     single = set(singles)
@@ -136,7 +136,7 @@ class _Read:
     def healthy(self, row: list[float], numbers: Sequence[int], singles: set[int]) -> int:
         """Number of newest steps of a unit of which everything stored is finite; 0 as soon as the newest is not."""
         count = int(row[Control.COUNT])
-        if self.health is None:
+        if self.health is None or row[Control.MODE] != Ask.DECIDE:
             return count
         if not all(self.health[number][0] for number in numbers if number in singles):
             return 0

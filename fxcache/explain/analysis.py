@@ -50,19 +50,21 @@ def describe(model: str, found: Capture, options: Options) -> Explanation:
         if found.broken is not None:
             result = Refusal(f"{result.reason}; the call breaks into {len(notes)} graphs: {found.broken}", result.nodes)
         return Explanation(refusal=result, total_flops=sum(totals), **common)
-    region, state = result.plan.region, result.state
+    regions, state = [plan.region for plan in result.plans], result.state
+    region = regions[0]
     health = result.plan.placeholders["health"].meta["val"]
     outside = sum(totals) - totals[chosen]
     return Explanation(
         trunk=region.trunk.label,
         blocks=tuple(block.label for block in region.trunk.blocks),
         first_blocks=region.first_blocks,
-        last_blocks=region.last_blocks,
+        last_blocks=regions[-1].last_blocks,
+        units=_units(regions) if options.prunes else (),
         side_blocks=tuple(dict.fromkeys(block.label for block in region.trunk.side_blocks)),
-        streams=_streams(result.plan),
-        hoisted=_hoisted(region),
+        streams=tuple(note for plan in result.plans for note in _streams(plan)),
+        hoisted=tuple(dict.fromkeys(text for one in regions for text in _hoisted(one))),
         indicator=_indicator(result.plan),
-        flops=_region_flops(graph.aten, region, flops[chosen], outside),
+        flops=_region_flops(graph.aten, regions, flops[chosen], outside),
         total_flops=sum(totals),
         state_bytes=sum(map(_bytes, state)) + health.numel() * health.dtype.itemsize,
         **common,
@@ -86,10 +88,18 @@ def _flops_of(aten: GraphModule) -> dict[str, int]:
     return {node.name: node_flops(node) for node in aten.graph.nodes if node.op == "call_function"}
 
 
-def _region_flops(aten: GraphModule, region: Region, flops: dict[str, int], outside: int) -> RegionFlops:
+def _units(regions: Sequence[Region]) -> tuple[tuple[str, ...], ...]:
+    """Labels of the blocks that are decided together, per unit."""
+    blocks = [block.label for block in regions[0].trunk.blocks]
+    return tuple(tuple(blocks[one.first_blocks : len(blocks) - one.last_blocks]) for one in regions)
+
+
+def _region_flops(aten: GraphModule, regions: Sequence[Region], flops: dict[str, int], outside: int) -> RegionFlops:
     """Work by region; what moves in front of the branch counts to the prefix, other graphs to ``outside``."""
+    region = regions[0]
     names = [node.name for node in aten.graph.nodes]
-    inside = {node.name for node in region.middle}
+    inside = {node.name for one in regions for node in one.middle}
+    exempt = _exempt(regions)
     last_inside = max(i for i, name in enumerate(names) if name in inside)
     sums = dict.fromkeys(("prefix", "first", "middle", "last", "suffix"), 0)
     for position, name in enumerate(names):
@@ -97,12 +107,20 @@ def _region_flops(aten: GraphModule, region: Region, flops: dict[str, int], outs
             part = "middle"
         elif position > last_inside:
             part = "last" if region.last_blocks and position < region.trunk.blocks[-1].end else "suffix"
-        elif region.trunk.blocks[0].start <= position < region.front:
+        elif region.trunk.blocks[0].start <= position < region.front or name in exempt:
             part = "first"
         else:
             part = "prefix"
         sums[part] += flops.get(name, 0)
     return RegionFlops(**sums, outside=outside)
+
+
+def _exempt(regions: Sequence[Region]) -> set[str]:
+    """Nodes of blocks between the units, which always run."""
+    blocks = regions[0].trunk.blocks
+    taken = {i for one in regions for i in range(one.first_blocks, len(blocks) - one.last_blocks)}
+    between = range(regions[0].first_blocks, len(blocks) - regions[-1].last_blocks)
+    return {node.name for i in between if i not in taken for node in blocks[i].nodes}
 
 
 def _indicator(plan: Plan) -> StreamNote | None:

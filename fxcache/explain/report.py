@@ -83,6 +83,8 @@ class Explanation:
     """Fn: blocks at the start that always run."""
     last_blocks: int = 0
     """Bn: blocks at the end that always run."""
+    units: tuple[tuple[str, ...], ...] = ()
+    """With `method="dbprune"`: the blocks that are decided about for themselves, alone or in groups."""
     side_blocks: tuple[str, ...] = ()
     """Blocks of other stacks that run between those of the trunk."""
     streams: tuple[StreamNote, ...] = ()
@@ -142,6 +144,8 @@ class Explanation:
         end = len(self.blocks) - self.last_blocks
         yield from _entry("first", _blocks(self.blocks[: self.first_blocks]))
         yield from _entry("middle", _blocks(self.blocks[self.first_blocks : end]))
+        if self.units:
+            yield from self._unit_lines(end)
         yield from _entry("last", _blocks(self.blocks[end:]))
         if self.side_blocks:
             yield from _entry("beside", _blocks(self.side_blocks))
@@ -163,6 +167,15 @@ class Explanation:
         rates = ", ".join(f"{self.speedup(rate / 100):.2f}x at {rate} % reuse" for rate in _RATES)
         yield from _entry("speedup", f"{rates}, at most")
         yield from _entry("state", f"{_size(self.state_bytes)} per context")
+
+    def _unit_lines(self, end: int) -> Iterator[str]:
+        sizes = [len(unit) for unit in self.units]
+        one = "1 block" if max(sizes) == 1 else f"up to {max(sizes)} blocks"
+        yield from _entry("decided", f"{len(sizes)} times, about {one} each")
+        taken = {label for unit in self.units for label in unit}
+        exempt = [label for label in self.blocks[self.first_blocks : end] if label not in taken]
+        if exempt:
+            yield from _entry("exempt", ", ".join(exempt))
 
     def _graph_lines(self) -> Iterator[str]:
         yield from _entry("graphs", f"{len(self.graphs)}; tracing stopped first at: {self.broken}")

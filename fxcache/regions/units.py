@@ -24,8 +24,12 @@ def discover_units(graph: Graph, parameters: Collection[Node], options: Options)
     if isinstance(trunk, Refusal):
         return trunk
     length = len(trunk.blocks)
-    regions, refusals = [], []
+    regions: list[Region] = []
+    refusals: list[Refusal] = []
     for start, stop in options.resolve_units(length):
         region = cut_region(graph, flow, trunk, start, length - stop, parameters, one_of_many=True)
-        (refusals if isinstance(region, Refusal) else regions).append(region)
+        if isinstance(region, Refusal):
+            refusals.append(region)
+        else:
+            regions.append(region)
     return regions or refusals[0]

@@ -30,7 +30,7 @@ def thread_units(gm: GraphModule, plans: Sequence[Plan]) -> int:
     """
     row = 0
     for plan in plans:
-        plan.indicator_out = plan.region.indicator.out  # in front of the unit as it is, no glue in between
+        plan.indicator_out = _indicator(plan)
         describe_state(plan, _value(plan), row)
         row += len(plan.histories)
     value, options = _value(plans[0]), plans[0].options
@@ -145,8 +145,14 @@ def _decide(gm: GraphModule, plans: Sequence[Plan], first: int, count: int, obse
         plan.weights = of_unit(weights) if forecast else None
 
 
-def _value(plan: Plan) -> torch.Tensor:
+def _indicator(plan: Plan) -> Node:
+    """What enters the unit, as it is: no glue in between."""
     indicator = plan.region.indicator.out
-    value = tensor_of(indicator) if isinstance(indicator, Node) else None
+    assert isinstance(indicator, Node)
+    return indicator
+
+
+def _value(plan: Plan) -> torch.Tensor:
+    value = tensor_of(_indicator(plan))
     assert value is not None
     return value

@@ -90,7 +90,7 @@ class Case:
         got, kept = run(self.gm, [*self.inputs(step), *self.state])
         assert all(map(torch.equal, got, expected)) and not self.state[0][Control.REUSED]
         self.streams.append([untouched[name] for name in self.names])
-        self.live_ins.append([None if node is None else kept[node.name] for node in self.plan.references])
+        self.live_ins.append([None if node is None else kept[node.name] for node in self.plan.bases])
 
     def stored(self, stream: int, step: int) -> Tensor:
         """What a step gave to the history of a stream, in float64."""
@@ -157,7 +157,7 @@ def test_computed_steps_are_exact_and_reused_ones_are_the_weighted_sum(
         if history.predicted:
             weights = weights_of(case, kept, own.index(history.row) if own else 0)
             assert sum(weight != 0 for weight in weights) >= 2, "a forecast is more than the last step"
-        reference = plan.references[number]
+        reference = plan.bases[number]
         expected = sum(weight * entry for weight, entry in zip(weights, stored, strict=True))
         if reference is not None:
             expected = kept[reference.name].double() + expected
@@ -177,7 +177,7 @@ def test_a_polynomial_is_continued_from_the_residuals_of_the_untouched_graph(fir
     tell(case.state[0], mode=Ask.DECIDE, threshold=float("inf"))
     _, kept = run(case.gm, [*case.inputs(STEPS), *case.state])
     assert case.state[0][Control.REUSED] and case.state[0][Control.MEASURED]
-    for number, reference in enumerate(case.plan.references):
+    for number, reference in enumerate(case.plan.bases):
         assert reference is not None and case.plan.compute is not None
         values = np.stack([case.stored(number, step).flatten().numpy() for step in steps])
         fitted = np.polyfit([TIMES[step] for step in steps], values, order)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fxcache.errors import Refusal
-from fxcache.kernels import Ask, Control
+from fxcache.kernels import Ask, BlockControl, Control
 from fxcache.options import Options
+from fxcache.regions.dataflow import hint
 from fxcache.regions.discover import discover
 from fxcache.regions.references import leaves
 from fxcache.regions.region import Region
@@ -169,3 +170,48 @@ def test_rewritten_graph(case: Case, first: int, last: int) -> None:
         limit = WEAK.get(case.name, 0.5 if case.name in TRANSFORMERS else 0.7)
         assert distance(approximate, exact) < limit * distance(expected, exact)
     assert printed(graph.gm) == old
+
+
+@pytest.mark.parametrize("indicator", ["previous", "input"])
+@torch.no_grad()
+def test_every_block_for_itself(case: Case, indicator: str) -> None:
+    """Units of one block: computed, all reused, every second one reused; each reads only what it has stored itself."""
+    if case.name in UNBACKED:
+        pytest.skip("a size depends on data")
+    graph = case.trunk_graph()
+    result = rewrite(
+        graph.gm, graph.static_input_idxs, options(1, 0).replace(method="dbprune", prune_indicator=indicator)
+    )
+    assert isinstance(result, Rewritten), result
+    expected = graph.gm(*graph.real_inputs)
+    control, *state = (
+        torch.zeros([hint(size) for size in node.meta["val"].shape], dtype=node.meta["val"].dtype)
+        for node in result.plan.placeholders.values()
+    )
+    control[:, Control.STORE] = control[:, Control.COUNT] = control[:, BlockControl.GROWTH] = 1
+    for _ in range(2):  # the second call takes the differences that the third one reads
+        computed = result.gm(*graph.real_inputs, control, *state)
+        for got, wanted in zip(computed, expected, strict=True):
+            assert torch.equal(got, wanted) if isinstance(got, Tensor) else got == wanted
+
+    control[:, Control.MODE], control[:, Control.THRESHOLD] = Ask.DECIDE, 1e-6
+    reused = result.gm(*graph.real_inputs, control, *state)
+    assert control[:, Control.REUSED].all()
+    assert distance(reused, expected) < 1e-5
+    if len(control) == 1:
+        return
+
+    inputs = disturbed(graph)
+    exact = graph.gm(*inputs)
+    control[:, Control.MODE] = Ask.COMPUTE
+    control[::2, Control.MODE] = Ask.REUSE
+    half = result.gm(*inputs, control, *state)
+    control[:, Control.MODE] = Ask.REUSE
+    none = result.gm(*inputs, control, *state)
+    control[:, Control.MODE] = Ask.COMPUTE
+    all_of_it = result.gm(*inputs, control, *state)
+    assert distance(all_of_it, exact) == 0
+    assert 0 < distance(half, exact)
+    if case.name not in RAW and case.name not in WEAK:
+        assert distance(half, exact) < distance(expected, exact)
+        assert distance(none, exact) < 0.7 * distance(expected, exact)

@@ -20,8 +20,7 @@ __all__ = ["PRESETS", "preset_mask", "steps_mask"]
 Bins = tuple[tuple[int, ...], tuple[int, ...]]
 """Lengths of the runs of ones, and of the runs of zeros between them."""
 
-PRESETS = ("slow", "medium", "fast", "ultra")
-"""From many computed steps to few."""
+PRESETS = checks.PRESETS
 
 _FEW: Bins = ((2, 1), (1,))
 _SIX: Bins = ((3, 1), (2,))

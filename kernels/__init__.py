@@ -15,6 +15,7 @@ if __name__ == "fxcache.kernels":
     from fxcache.kernels.commit import commit_reference
     from fxcache.kernels.decide import CONTROL_SIZE, Ask, Control, clock_restarted, decide_reference
     from fxcache.kernels.extrapolate import extrapolate_reference
+    from fxcache.kernels.note_change import note_change
     from fxcache.kernels.residual_diff import residual_diff_reference
     from fxcache.kernels.residual_products import residual_products_reference
     from fxcache.kernels.window_products import window_products_reference
@@ -32,6 +33,7 @@ if __name__ == "fxcache.kernels":
         "extrapolate_reference",
         "forecast_error",
         "forecaster",
+        "note_change",
         "register_forecaster",
         "residual_diff_reference",
         "residual_products_reference",

@@ -78,6 +78,8 @@ def _control_for(lease: Lease) -> torch.Tensor:
     told[Control.MODE] = float(_ASK[lease.mode])
     told[Control.STORE] = float(lease.store)
     told[Control.THRESHOLD] = lease.threshold
+    told[Control.OFFSET], told[Control.TERMS] = lease.offset, float(len(lease.coefficients))
+    told[Control.COEFFICIENTS : Control.COEFFICIENTS + len(lease.coefficients)] = lease.coefficients
     told[Control.CHECK_CLOCK] = float(lease.clock is not None)
     told[Control.REPEAT_ALLOWED] = float(lease.repeat_allowed)
     told[Control.SLOT] = float(lease.slot)

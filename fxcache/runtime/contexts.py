@@ -17,6 +17,8 @@ from fxcache.runtime.identity import Identities
 from fxcache.runtime.interface import GraphInfo, Lease, Reason, Stored, TensorSpec
 from fxcache.runtime.records import MAX_ENDED_KEPT, ContextRecord, ModelRecord, Statistics
 
+LAST_STEPS_UNKNOWN = "last_steps={} has no effect: the number of steps is not known"
+
 ActivationSignature = tuple[tuple[tuple[int, ...], torch.dtype, torch.device] | None, ...]
 
 
@@ -62,6 +64,7 @@ class Context:
         self.dropped = False
         self.segment = -1
         self.statistics = Statistics()
+        self.notes: tuple[str, ...] = ()
         self.restart()
 
     @property
@@ -90,6 +93,11 @@ class Context:
         """Of the previous call; None before the first."""
         self.source = TimeSource.NONE
 
+    def note_steps(self, options: Options) -> None:
+        """Note what the options ask for and cannot have, because nobody says how many steps there will be."""
+        unknown = self.counters.total_steps is None and options.last_steps and not options.has_static_mask
+        self.notes = (LAST_STEPS_UNKNOWN.format(options.last_steps),) if unknown else ()
+
     def next_slot(self, entries: int) -> int:
         """Return where a history of so many entries takes the next step: a free slot, or that of the oldest."""
         taken = {stored.slot for stored in self.stored}
@@ -117,6 +125,7 @@ class Context:
             total_flops=self.flops[1],
             signature=self.key.signature,
             live=live,
+            notes=self.notes,
         )
 
 

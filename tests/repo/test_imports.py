@@ -12,7 +12,10 @@ from tests.repo.files import PACKAGE, ROOT, python_files, relative
 
 # layer: (its modules below fxcache, the layers it may import besides itself)
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "base": ({"checks", "configs", "errors", "options", "version"}, set()),
+    "base": (
+        {"checks", "configs", "contradictions", "errors", "option_table", "options", "steps", "version"},
+        set(),
+    ),
     "kernels": ({"kernels"}, set()),
     "words": ({"runtime.interface"}, {"base"}),
     "calibrators": ({"calibrators"}, {"kernels"}),

@@ -15,7 +15,9 @@ from fxcache.configs import (
     TaylorSeerCalibratorConfig,
 )
 from fxcache.errors import FxcacheError, OptionError, Refusal, RefusalError, RefusalWarning, StateError
+from fxcache.method_configs import EasyCacheConfig, IntervalConfig, MagCacheConfig, TeaCacheConfig
 from fxcache.options import Options
+from fxcache.steps import steps_mask
 from fxcache.version import __version__
 
 if TYPE_CHECKING:
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DBCacheConfig",
     "DMDCalibratorConfig",
+    "EasyCacheConfig",
     "Explanation",
     "FoCaCalibratorConfig",
     "FxcacheError",
+    "IntervalConfig",
+    "MagCacheConfig",
     "OptionError",
     "Options",
     "Refusal",
@@ -38,6 +43,7 @@ __all__ = [
     "StateError",
     "Summary",
     "TaylorSeerCalibratorConfig",
+    "TeaCacheConfig",
     "__version__",
     "context",
     "disable_cache",
@@ -45,6 +51,7 @@ __all__ = [
     "explain",
     "generation",
     "reset",
+    "steps_mask",
     "summary",
 ]
 

@@ -56,7 +56,7 @@ def _slot(gm: GraphModule, plan: Plan, history: History) -> Node | None:
         assert plan.compute is not None and plan.first is not None
         # always: where nothing may be stored, the state is scratch
         with gm.graph.inserting_before(plan.compute):
-            slot = gm.graph.call_function(torch.ops.aten.zeros.default, ([],), {"dtype": torch.int64, "device": _HOST})
+            slot = gm.graph.call_function(torch.ops.aten.full.default, ([], 0), {"dtype": torch.int64, "device": _HOST})
         slot.meta = {"val": plan.first.meta["val"]}
         return slot
     return plan.first if history.spec.shape[0] == 1 else plan.slot

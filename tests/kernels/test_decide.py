@@ -19,7 +19,10 @@ NAN, INF = math.nan, math.inf
 def control_for(**told: float) -> Tensor:
     control = torch.full((CONTROL_SIZE,), NAN, dtype=torch.float64)
     control[: Control.REUSED] = 0.0
-    tell(control, **{"mode": Ask.DECIDE, "store": 1.0, "threshold": 0.1, "count": 1.0, "slots": 0.0, **told})
+    tell(
+        control,
+        **{"mode": Ask.DECIDE, "store": 1.0, "threshold": 0.1, "count": 1.0, "slots": 0.0, "terms": 0.0, **told},
+    )
     return control
 
 

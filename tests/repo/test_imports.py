@@ -13,7 +13,17 @@ from tests.repo.files import PACKAGE, ROOT, python_files, relative
 # layer: (its modules below fxcache, the layers it may import besides itself)
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "base": (
-        {"checks", "configs", "contradictions", "errors", "option_table", "options", "steps", "version"},
+        {
+            "checks",
+            "configs",
+            "contradictions",
+            "errors",
+            "method_configs",
+            "option_table",
+            "options",
+            "steps",
+            "version",
+        },
         set(),
     ),
     "kernels": ({"kernels"}, set()),

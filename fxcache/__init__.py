@@ -22,10 +22,12 @@ from fxcache.version import __version__
 
 if TYPE_CHECKING:
     from fxcache.api import context, disable_cache, enable_cache, generation, reset, summary
+    from fxcache.calibration import Calibration, calibrate
     from fxcache.explain import Explanation, explain
     from fxcache.summary import Summary
 
 __all__ = [
+    "Calibration",
     "DBCacheConfig",
     "DMDCalibratorConfig",
     "EasyCacheConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "TaylorSeerCalibratorConfig",
     "TeaCacheConfig",
     "__version__",
+    "calibrate",
     "context",
     "disable_cache",
     "enable_cache",
@@ -56,8 +59,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Calibration": "fxcache.calibration",
     "Explanation": "fxcache.explain",
     "Summary": "fxcache.summary",
+    "calibrate": "fxcache.calibration",
     "explain": "fxcache.explain",
     **dict.fromkeys(("context", "disable_cache", "enable_cache", "generation", "reset", "summary"), "fxcache.api"),
 }

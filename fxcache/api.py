@@ -66,7 +66,7 @@ def enable_cache(
         raise OptionError.of("calibrator_config", calibrator_config, "None or a calibrator's config")
     groups = [group.to_mapping() for group in (cache_config, calibrator_config) if group is not None]
     checked = Options.from_mapping({key: value for group in [*groups, options] for key, value in group.items()})
-    modules = _transformers(target)
+    modules = transformers_of(target)
     install()
     for name, module in modules.items():
         if _original(module) is not module:
@@ -150,7 +150,7 @@ def _modules(target: object) -> dict[str, nn.Module]:
     return {str(name): value for name, value in components.items() if isinstance(value, nn.Module)}
 
 
-def _transformers(target: object) -> dict[str, nn.Module]:
+def transformers_of(target: object) -> dict[str, nn.Module]:
     modules = _modules(target)
     if isinstance(target, nn.Module):
         return modules

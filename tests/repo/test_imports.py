@@ -38,7 +38,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"base", "calibrators", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
     "user": (
-        {"", "__main__", "api", "cli", "debug", "explain", "plot", "summary"},
+        {"", "__main__", "api", "calibration", "cli", "debug", "explain", "plot", "summary"},
         {"base", "entry", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
 }

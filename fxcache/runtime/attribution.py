@@ -169,7 +169,7 @@ class Attribution:
             if context.valid:  # never read what was stored in another form
                 context.valid = False
                 _compute_instead(lease, Reason.FIRST)
-            context.stored = []
+            context.stored, context.counters.computed_steps = [], 0
             context.tensors, context.specs = [], ()
             fits = not context.dropped and ticket.model.make_room(context, sum(spec.nbytes for spec in specs))
         if not fits:

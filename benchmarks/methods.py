@@ -128,12 +128,11 @@ def cache_config(schedule: Schedule) -> fxcache.DBCacheConfig:
 class CachedRun(Run):
     """A pipeline under fxcache."""
 
-    def __init__(self, setting: Setting, schedule: Schedule, calibrator: Any = None) -> None:
+    def __init__(self, setting: Setting, schedule: Schedule, calibrator: Any = None, config: Any = None) -> None:
         super().__init__(load_pipeline(setting.weights), setting.inner)
         self._first_blocks = schedule.first_blocks
-        fxcache.enable_cache(
-            self.pipeline, cache_config(schedule), calibrator, inner_backend=setting.inner, on_refusal="raise"
-        )
+        config = config or cache_config(schedule)
+        fxcache.enable_cache(self.pipeline, config, calibrator, inner_backend=setting.inner, on_refusal="raise")
 
     def work(self, steps: int) -> Work:
         # both branches of the last generation; where a branch has fewer steps, a call was not attributed

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from benchmarks.curves import plot_curves
 from benchmarks.methods import NOT_COMPILED, Method, Run, Setting, Work, open_uncached, own_methods
 from benchmarks.peers import INSTALL, peer_methods
+from benchmarks.published import published_methods
 from benchmarks.quality import Quality, Reference
 from benchmarks.report import RESULTS, ROOT, Spread, environment, paired_ratio, table, write_json
 from benchmarks.schedules import FAMILIES, Schedule
@@ -219,7 +220,7 @@ def chosen(names: Sequence[str] | None, skip_peers: bool) -> list[Method]:
     peers = [] if skip_peers else peer_methods()
     if not peers and not skip_peers:
         print(INSTALL)
-    methods = [*own_methods(), *peers]
+    methods = [*own_methods(), *published_methods(), *peers]
     if names is None:
         return methods
     known = [method.name for method in methods]

@@ -15,6 +15,7 @@ PANELS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "cache-dit, spread masks, F1": lambda row: _is(row, "cache-dit", family="mask"),
     "cache-dit, thresholds, residual": lambda row: _is(row, "cache-dit", family="threshold"),
     "fxcache, thresholds, forecast": lambda row: _is(row, "fxcache", family="threshold", indicator="forecast"),
+    "fxcache, published methods, F0": lambda row: _is(row, "fxcache", family="published"),
 }
 """Title and rows of each part of the picture; those without rows are left out."""
 COLOURS = {
@@ -25,6 +26,11 @@ COLOURS = {
     "foca": "tab:orange",
     "dmd": "tab:green",
     "regression": "tab:red",
+    "interval": "tab:olive",
+    "teacache": "tab:pink",
+    "teacache-fitted": "tab:brown",
+    "magcache": "tab:blue",
+    "easycache": "tab:orange",
 }
 """By calibrator: the same one has the same colour in every part."""
 REUSE = "none: reuse as it is"

@@ -148,14 +148,11 @@ def cache_config(schedule: Schedule) -> fxcache.DBCacheConfig:
 class CachedRun(Run):
     """A pipeline under fxcache."""
 
-    def __init__(
-        self, setting: Setting, schedule: Schedule, calibrator: Any = None, knobs: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, setting: Setting, schedule: Schedule, calibrator: Any = None, config: Any = None) -> None:
         super().__init__(load_pipeline(setting.weights), setting.inner)
-        self._first_blocks, self._knobs = schedule.first_blocks, knobs or {}
-        fxcache.enable_cache(
-            self.pipeline, self.configure(schedule), calibrator, inner_backend=setting.inner, on_refusal="raise"
-        )
+        self._first_blocks = schedule.first_blocks
+        config = config or cache_config(schedule)
+        fxcache.enable_cache(self.pipeline, config, calibrator, inner_backend=setting.inner, on_refusal="raise")
 
     def configure(self, schedule: Schedule) -> fxcache.DBCacheConfig:
         """The configuration of the policy for a schedule."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-FAMILIES = ("steps", "mask", "threshold")
-"""Fewer steps, all of them computed; the steps of a mask; the steps that differ by more than a threshold."""
+FAMILIES = ("steps", "mask", "threshold", "published")
+"""Fewer steps, all of them computed; the steps of a mask; the steps that differ by more than a threshold; the rules of
+other methods."""
 FACTORS = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
 """How many times fewer block executions are aimed at."""
 BARE_FROM = 3.0
@@ -31,10 +32,14 @@ class Schedule:
     threshold: float | None = None
     warmup_steps: int | None = None
     indicator: str | None = None
+    words: str | None = None
+    """The rule of another method."""
 
     @property
     def name(self) -> str:
         """In a few words."""
+        if self.words is not None:
+            return f"{self.words}, F{self.first_blocks}"
         if self.mask is not None:
             return f"mask {self.mask.count('1')} of {self.steps}, F{self.first_blocks}"
         if self.threshold is not None:

@@ -16,21 +16,28 @@ from fxcache.configs import (
     TaylorSeerCalibratorConfig,
 )
 from fxcache.errors import FxcacheError, OptionError, Refusal, RefusalError, RefusalWarning, StateError
+from fxcache.method_configs import EasyCacheConfig, IntervalConfig, MagCacheConfig, TeaCacheConfig
 from fxcache.options import Options
+from fxcache.steps import steps_mask
 from fxcache.version import __version__
 
 if TYPE_CHECKING:
     from fxcache.api import context, disable_cache, enable_cache, generation, reset, summary
+    from fxcache.calibration import Calibration, calibrate
     from fxcache.explain import Explanation, explain
     from fxcache.summary import Summary
 
 __all__ = [
+    "Calibration",
     "DBCacheConfig",
     "DBPruneConfig",
     "DMDCalibratorConfig",
+    "EasyCacheConfig",
     "Explanation",
     "FoCaCalibratorConfig",
     "FxcacheError",
+    "IntervalConfig",
+    "MagCacheConfig",
     "OptionError",
     "Options",
     "Refusal",
@@ -40,19 +47,24 @@ __all__ = [
     "StateError",
     "Summary",
     "TaylorSeerCalibratorConfig",
+    "TeaCacheConfig",
     "__version__",
+    "calibrate",
     "context",
     "disable_cache",
     "enable_cache",
     "explain",
     "generation",
     "reset",
+    "steps_mask",
     "summary",
 ]
 
 _HOMES = {
+    "Calibration": "fxcache.calibration",
     "Explanation": "fxcache.explain",
     "Summary": "fxcache.summary",
+    "calibrate": "fxcache.calibration",
     "explain": "fxcache.explain",
     **dict.fromkeys(("context", "disable_cache", "enable_cache", "generation", "reset", "summary"), "fxcache.api"),
 }

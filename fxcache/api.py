@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fxcache.configs import CalibratorConfig, DBCacheConfig
+from fxcache.configs import CacheConfig, CalibratorConfig
 from fxcache.errors import OptionError, StateError
 from fxcache.options import Options
 from fxcache.runtime.attribution import attribution
@@ -35,7 +35,7 @@ class _Enabled:
 
 def enable_cache(
     target: Target,
-    cache_config: DBCacheConfig | None = None,
+    cache_config: CacheConfig | None = None,
     calibrator_config: CalibratorConfig | None = None,
     **options: Any,
 ) -> Target:
@@ -60,13 +60,13 @@ def enable_cache(
         True
     """
     compile_arguments = {name: options.pop(name) for name in _COMPILE_ARGUMENTS if name in options}
-    if cache_config is not None and not isinstance(cache_config, DBCacheConfig):
-        raise OptionError.of("cache_config", cache_config, "None or a DBCacheConfig")
+    if cache_config is not None and not isinstance(cache_config, CacheConfig):
+        raise OptionError.of("cache_config", cache_config, "None or a config of a method, such as DBCacheConfig()")
     if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
         raise OptionError.of("calibrator_config", calibrator_config, "None or a calibrator's config")
     groups = [group.to_mapping() for group in (cache_config, calibrator_config) if group is not None]
     checked = Options.from_mapping({key: value for group in [*groups, options] for key, value in group.items()})
-    modules = _transformers(target)
+    modules = transformers_of(target)
     install()
     for name, module in modules.items():
         if _original(module) is not module:
@@ -150,7 +150,7 @@ def _modules(target: object) -> dict[str, nn.Module]:
     return {str(name): value for name, value in components.items() if isinstance(value, nn.Module)}
 
 
-def _transformers(target: object) -> dict[str, nn.Module]:
+def transformers_of(target: object) -> dict[str, nn.Module]:
     modules = _modules(target)
     if isinstance(target, nn.Module):
         return modules

@@ -6,6 +6,7 @@ A bool is not a number. Numbers may come as numpy scalars or as tensors without 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import json
@@ -18,6 +19,7 @@ from typing import Any
 from fxcache.errors import OptionError
 
 __all__ = [
+    "PRESETS",
     "Check",
     "FrozenMapping",
     "choice",
@@ -30,7 +32,10 @@ __all__ = [
     "number",
     "path",
 ]
-__all__ += ["plain_mapping", "switch"]
+__all__ += ["PRESETS", "finite_numbers", "plain_mapping", "switch"]
+
+PRESETS = ("slow", "medium", "fast", "ultra")
+"""Masks of steps that have a name, from many computed steps to few."""
 
 Check = Callable[[str, Any], Any]
 
@@ -85,9 +90,12 @@ def integer(low: int, high: int | None = None, *, optional: bool = False) -> Che
     return check
 
 
-def number(*, above: float = -math.inf, at_least: float = -math.inf, optional: bool = False) -> Check:
-    """Check for a finite number, with an open (``above``) or closed (``at_least``) lower end."""
+def number(
+    *, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf, optional: bool = False
+) -> Check:
+    """Check for a finite number, with an open (``above``) or closed (``at_least``) lower end, and an upper one."""
     limit = f" > {above:g}" if above > -math.inf else f" >= {at_least:g}" if at_least > -math.inf else ""
+    limit += f" and <= {at_most:g}" if at_most < math.inf else ""
     expected = f"{'None or ' if optional else ''}a finite number{limit}"
 
     def check(name: str, value: Any) -> float | None:
@@ -100,7 +108,7 @@ def number(*, above: float = -math.inf, at_least: float = -math.inf, optional: b
             result = float(plain)
         except OverflowError:
             result = math.inf
-        if not (math.isfinite(result) and result > above and result >= at_least):
+        if not (math.isfinite(result) and result > above and at_least <= result <= at_most):
             raise OptionError.of(name, value, expected)
         return result
 
@@ -155,15 +163,34 @@ def switch(name: str, value: Any) -> bool:
     raise OptionError.of(name, value, "True or False")
 
 
-def mask(name: str, value: Any) -> tuple[int, ...] | None:
-    """Check for None, or zeros and ones as a string or a sequence; they leave as a tuple of integers."""
-    if value is None:
-        return None
+def finite_numbers(least: int, most: int | None = None, *, above: float = -math.inf) -> Check:
+    """Check for a sequence of ``least`` to ``most`` numbers; they leave as a tuple of floats."""
+    count = f"{least} to {most}" if most is not None else f"{least} or more" if least else "any number of"
+    expected = f"{count} finite numbers{f' > {above:g}' if above > -math.inf else ''} in a sequence"
+    single = number(above=above)
+
+    def check(name: str, value: Any) -> tuple[float, ...]:
+        entries = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(entries, Sequence) and not isinstance(entries, str | bytes):
+            with contextlib.suppress(OptionError):
+                result = tuple(single(name, entry) for entry in entries)
+                if len(result) >= least and (most is None or len(result) <= most):
+                    return result
+        raise OptionError.of(name, value, expected)
+
+    return check
+
+
+def mask(name: str, value: Any) -> tuple[int, ...] | str | None:
+    """Check for None, a preset, or zeros and ones as a string or a sequence; these leave as a tuple of integers."""
+    if value is None or (isinstance(value, str) and value in PRESETS):
+        return value
     if isinstance(value, str | Sequence):
         digits = [{"0": 0, "1": 1, 0: 0, 1: 1}.get(entry) for entry in value if isinstance(entry, str | int)]
         if digits and len(digits) == len(value) and None not in digits:
             return tuple(digit for digit in digits if digit is not None)
-    raise OptionError.of(name, value, "None, or one 0 (reuse) or 1 (compute) per step, such as '1101001' or [1, 1, 0]")
+    digits_wanted = "one 0 (reuse) or 1 (compute) per step, such as '1101001' or [1, 1, 0]"
+    raise OptionError.of(name, value, f"None, {', '.join(map(repr, PRESETS))}, or {digits_wanted}")
 
 
 def dtype(name: str, value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m fxcache options`` and ``python -m fxcache explain CLASS``."""
+"""The command line: ``python -m fxcache options``, ``explain CLASS`` and ``calibrate TARGET``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fxcache.errors import FxcacheError, OptionError
-from fxcache.options import Options, options_table
+from fxcache.option_table import options_table
+from fxcache.options import Options
 from fxcache.version import __version__
 
 __all__ = ["main"]
@@ -59,6 +60,20 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="print JSON")
     explain.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="such as Fn_compute_blocks=1 trunk=a,b")
     explain.set_defaults(run=_explain)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="measure a model, uncached: the coefficients of TeaCache and the ratios of MagCache"
+    )
+    calibrate.add_argument(
+        "target",
+        metavar="TARGET",
+        help="folder of a diffusers pipeline, or package.module:function, which returns a pipeline or a module and a "
+        "function that runs it",
+    )
+    calibrate.add_argument("--call", metavar="FILE.json", help="arguments that the pipeline is called with")
+    calibrate.add_argument("--degree", type=int, default=4, help="of the polynomial, 1 to 7 (default: 4)")
+    calibrate.add_argument("--out", metavar="FILE.json", help="where to save what was measured")
+    calibrate.set_defaults(run=_calibrate)
     return parser
 
 
@@ -82,6 +97,18 @@ def _explain(arguments: argparse.Namespace) -> str:
 
     explanation = explain_class(arguments.model, config, options, **given)
     return json.dumps(explanation.to_dict(), indent=2) if arguments.json else str(explanation)
+
+
+def _calibrate(arguments: argparse.Namespace) -> str:
+    call = None if arguments.call is None else _read_object("--call", arguments.call)
+    from fxcache.calibration import calibrate
+    from fxcache.calibration.entry import open_entry
+
+    found = calibrate(*open_entry(arguments.target, call), degree=arguments.degree)
+    if arguments.out is None:
+        return str(found)
+    found.save(arguments.out)
+    return f"{found}\nwritten: {arguments.out}"
 
 
 def _parse_options(words: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from fxcache.options import Options
 
 __all__ = [
+    "CacheConfig",
     "CalibratorConfig",
     "DBCacheConfig",
     "DBPruneConfig",
@@ -42,7 +43,12 @@ class _Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DBCacheConfig(_Config):
+class CacheConfig(_Config):
+    """When a step is reused: what the configs of all methods are. Use the one of a method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DBCacheConfig(CacheConfig):
     """When a step is reused: the policy part of :class:`~fxcache.options.Options`, whose fields it shares.
 
     Each field means what the option of the same name means; ``python -m fxcache options`` lists them.
@@ -56,6 +62,7 @@ class DBCacheConfig(_Config):
     residual_diff_threshold: float = 0.08
     max_warmup_steps: int = 8
     warmup_interval: int = 1
+    last_steps: int = 0
     max_cached_steps: int = -1
     max_continuous_cached_steps: int = -1
     max_accumulated_residual_diff_threshold: float | None = None

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import hashlib
-import inspect
 import json
-import textwrap
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from fxcache import checks
+from fxcache.contradictions import check_together
 from fxcache.errors import OptionError
+from fxcache.steps import preset_mask
 from fxcache.version import __version__
 
-__all__ = ["OptionRow", "Options", "options_table"]
+__all__ = ["Options"]
 
 _DEFAULT_FN = 8
 _QUARTER = 4
+_KEEPS_FIRST_BLOCKS = ("dbcache",)
+"""Methods that leave first blocks out of what is reused where nobody says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,16 @@ class Options:
     (1, 0)
     """
 
-    method: Literal["dbcache", "dbprune"] = "dbcache"
-    """Caching method. ``dbcache``: the first blocks decide whether the middle blocks are computed or reused;
-    ``dbprune``: every block of the middle is computed or reused for itself."""
+    method: Literal["dbcache", "dbprune", "interval", "teacache", "magcache", "easycache"] = "dbcache"
+    """Caching method. ``dbcache``: the first blocks decide whether the middle blocks are computed or reused.
+    ``dbprune``: every block of the middle is computed or reused for itself. ``interval``: every n-th step is computed.
+    ``teacache``: the changes of what the first block reads are summed. ``magcache``: known ratios of magnitudes are.
+    ``easycache``: the changes of what the trunk gives are estimated from those of what enters it, and summed."""
 
     Fn_compute_blocks: int | None = None
     """Blocks at the start of the trunk that always run and whose residual is the indicator, >= 0. With 0 the indicator
-    is what the first block reads. None: 8, but never more than a quarter of the trunk (at least 1). Source: cache-dit,
-    which always takes 8 and allows no 0."""
+    is what the first block reads. None: 8, but never more than a quarter of the trunk (at least 1), and 0 with the
+    methods that skip the whole trunk: all but ``dbcache``. Source: cache-dit, which always takes 8 and allows no 0."""
 
     Bn_compute_blocks: int = 0
     """Blocks at the end of the trunk that always run, >= 0; on approximated states when reused. Source: cache-dit."""
@@ -48,13 +51,31 @@ class Options:
     residual_diff_threshold: float = 0.08
     """A step is reused while the relative difference of the indicator to the last computed step is below this number.
     Any finite number; 0 or less never reuses and leaves the graph as it is; 1 or more reuses at any finite difference.
-    Source: cache-dit."""
+    ``teacache``, ``magcache``, ``easycache``: their sum is compared, with 1 and more too. Source: cache-dit."""
 
     max_warmup_steps: int = 8
     """Number of leading steps in which the warmup applies, >= 0. Source: cache-dit."""
 
     warmup_interval: int = 1
     """In the warmup, every n-th step is computed, >= 1; the steps between follow the threshold. Source: cache-dit."""
+
+    last_steps: int = 0
+    """Number of final steps that are always computed, >= 0. It takes effect where the number of steps is known: from
+    ``num_inference_steps``, or from what the pipeline or `fxcache.generation` says."""
+
+    cache_interval: int = 3
+    """Method ``interval``: from one computed step to the next, >= 1; 1 computes every step. Source: FORA."""
+
+    rescale_coefficients: tuple[float, ...] = (1.0, 0.0)
+    """Method ``teacache``: 1 to 8 coefficients of the polynomial that turns a difference into what is summed, highest
+    power first. Source: TeaCache."""
+
+    magnitude_ratios: tuple[float, ...] = ()
+    """Method ``magcache``: how many times larger what the trunk adds is at a step than at the one before, one number
+    > 0 per step; spread over the steps of the generation. Source: MagCache."""
+
+    retention_ratio: float = 0.2
+    """Method ``magcache``: share of the steps, at the start, that is always computed, 0 to 1. Source: MagCache."""
 
     max_cached_steps: int = -1
     """Most steps reused in one generation and branch; -1: no limit, 0: never reuse. Source: cache-dit."""
@@ -87,9 +108,10 @@ class Options:
     add now and the calibrator's forecast of it, the forecast's own error. None: ``forecast`` for the calibrator
     ``regression``, which needs it, ``residual`` otherwise."""
 
-    steps_computation_mask: tuple[int, ...] | None = None
-    """One 1 (compute) or 0 per step, as a string or a sequence; steps behind its end are computed. None: no mask.
-    Source: cache-dit."""
+    steps_computation_mask: tuple[int, ...] | str | None = None
+    """One 1 (compute) or 0 per step, as a string or a sequence; steps behind its end are computed. ``slow``,
+    ``medium``, ``fast``, ``ultra``: the mask of `fxcache.steps_mask` for the number of steps; where that is not known,
+    every step is computed. None: no mask. Source: cache-dit."""
 
     steps_computation_policy: Literal["dynamic", "static"] = "dynamic"
     """What a 0 of the mask means. ``dynamic``: the other rules decide; ``static``: reuse, whatever the difference is.
@@ -185,24 +207,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
-        if self.calibrator == "regression" and self.indicator == "residual":
-            raise OptionError.of("indicator", self.indicator, "'forecast' or None with calibrator='regression'")
-        for name in ("important_condition_threshold", "l1_hidden_states_diff_threshold"):
-            if self.forecasts_indicator and getattr(self, name):
-                raise OptionError.of(name, getattr(self, name), "its default with indicator='forecast'")
-
-        if self.prunes:
-            self._check_pruning()
-
-    def _check_pruning(self) -> None:
-        where = "with method='dbprune'"
-        if self.forecasts_indicator:
-            name = "calibrator" if self.indicator is None else "indicator"
-            raise OptionError.of(name, getattr(self, name), f"one without a forecast of the indicator {where}")
-        if self.l1_hidden_states_diff_threshold is not None:
-            raise OptionError.of(
-                "l1_hidden_states_diff_threshold", self.l1_hidden_states_diff_threshold, f"None {where}"
-            )
+        check_together(self)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None) -> Options:
@@ -234,23 +239,45 @@ class Options:
 
     @property
     def effective_threshold(self) -> float:
-        """The number that the difference is compared with."""
+        """The number that the difference is compared with; infinite where nothing is compared."""
+        if self.method == "interval":
+            return math.inf
         l1 = self.l1_hidden_states_diff_threshold
         return self.residual_diff_threshold if l1 is None else l1
 
     @property
     def can_reuse(self) -> bool:
         """Whether any step could ever be reused; if not, the graph is left as it is."""
-        if self.steps_computation_mask is not None and 0 not in self.steps_computation_mask:
+        mask, steps = self.steps_computation_mask, self.num_inference_steps
+        if isinstance(mask, str):
+            mask = None if steps is None else preset_mask(mask, steps)
+        if mask is not None and 0 not in mask:
             return False
         if self.has_static_mask:
             return True
+        if self.method == "interval" and self.cache_interval == 1:
+            return False
         return self.effective_threshold > 0 and self.max_cached_steps != 0 and self.max_continuous_cached_steps != 0
 
     @property
     def has_static_mask(self) -> bool:
         """Whether a mask alone decides."""
         return self.steps_computation_mask is not None and self.steps_computation_policy == "static"
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether the host alone decides: by a static mask, or by a method that compares nothing."""
+        return self.has_static_mask or self.method in ("interval", "magcache")
+
+    @property
+    def sums_changes(self) -> bool:
+        """Whether the indicator is compared with that of the previous step, and the differences are summed."""
+        return self.method in ("teacache", "easycache") and not self.has_static_mask
+
+    @property
+    def estimates_change(self) -> bool:
+        """Whether what is summed is the change of what the trunk gives, estimated from what enters it."""
+        return self.method == "easycache" and self.sums_changes
 
     @property
     def forecasts_indicator(self) -> bool:
@@ -260,7 +287,7 @@ class Options:
     @property
     def observes(self) -> bool:
         """Whether a step needs an indicator at all."""
-        return not self.has_static_mask or self.calibrator == "regression"
+        return not self.has_schedule or self.calibrator == "regression"
 
     @property
     def history(self) -> int:
@@ -285,7 +312,9 @@ class Options:
         Raises OptionError if no block is left between them.
         """
         last = self.Bn_compute_blocks
-        if self.Fn_compute_blocks is None:
+        if self.Fn_compute_blocks is None and self.method not in _KEEPS_FIRST_BLOCKS:
+            first, given = 0, " (unset)"
+        elif self.Fn_compute_blocks is None:
             first, given = max(1, min(_DEFAULT_FN, trunk_length // _QUARTER)), " (unset)"
         else:
             first, given = self.Fn_compute_blocks, ""
@@ -328,45 +357,18 @@ class Options:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class OptionRow(NamedTuple):
-    """One line of the table of options."""
-
-    name: str
-    type: str
-    default: str
-    meaning: str
-
-
-def options_table() -> list[OptionRow]:
-    """Return every option with its type, default and meaning, read from :class:`Options` itself."""
-    meanings = _field_docstrings(Options)
-    defaults = Options().to_dict()
-    return [
-        OptionRow(entry.name, str(entry.type), repr(defaults[entry.name]), meanings[entry.name])
-        for entry in dataclasses.fields(Options)
-    ]
-
-
-def _field_docstrings(cls: type) -> dict[str, str]:
-    """Return the docstring under each annotated field; Python itself does not keep them."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for statement, below in zip(body.body, body.body[1:], strict=False):
-        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
-            continue
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            found[statement.target.id] = " ".join(str(below.value.value).split())
-    return found
-
-
 _CHECKS: dict[str, checks.Check] = {
-    "method": checks.choice("dbcache", "dbprune"),
+    "method": checks.choice("dbcache", "dbprune", "interval", "teacache", "magcache", "easycache"),
     "Fn_compute_blocks": checks.integer(0, optional=True),
     "Bn_compute_blocks": checks.integer(0),
     "residual_diff_threshold": checks.number(),
     "max_warmup_steps": checks.integer(0),
     "warmup_interval": checks.integer(1),
+    "last_steps": checks.integer(0),
+    "cache_interval": checks.integer(1),
+    "rescale_coefficients": checks.finite_numbers(1, 8),
+    "magnitude_ratios": checks.finite_numbers(0, above=0),
+    "retention_ratio": checks.number(at_least=0, at_most=1),
     "max_cached_steps": checks.integer(-1),
     "max_continuous_cached_steps": checks.integer(-1),
     "max_accumulated_residual_diff_threshold": checks.number(above=0, optional=True),
@@ -406,9 +408,10 @@ _CHECKS: dict[str, checks.Check] = {
 }
 
 _HOST_ONLY = frozenset(
-    "calibrator_time dump_dir max_accumulated_residual_diff_threshold max_cached_steps max_contexts "
-    "max_continuous_cached_steps max_state_bytes max_warmup_steps num_inference_steps on_refusal "
-    "residual_diff_threshold steps_computation_mask warmup_interval enable_dynamic_prune_threshold "
-    "max_dynamic_prune_threshold dynamic_prune_threshold_relax_ratio".split()
+    "cache_interval calibrator_time dump_dir dynamic_prune_threshold_relax_ratio enable_dynamic_prune_threshold "
+    "last_steps magnitude_ratios max_accumulated_residual_diff_threshold max_cached_steps max_contexts "
+    "max_continuous_cached_steps max_dynamic_prune_threshold max_state_bytes max_warmup_steps num_inference_steps "
+    "on_refusal rescale_coefficients residual_diff_threshold retention_ratio steps_computation_mask "
+    "warmup_interval".split()
 )
 """Options that only the code around the graph reads: the graph takes a threshold as an input."""

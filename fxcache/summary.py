@@ -40,7 +40,8 @@ class ContextSummary:
     reasons: dict[str, int]
     """Calls per reason; calls that were computed outside of the count of steps (repeated, busy) are here as well."""
     differences: tuple[float | None, ...]
-    """Per step, the relative difference that was compared with the threshold, where one was."""
+    """Per step, the number that was compared with the threshold, where one was: a relative difference, or the sum of
+    `teacache` and `easycache`."""
     outcomes: tuple[str, ...]
     """Per step, the reason."""
     threshold: float
@@ -49,6 +50,8 @@ class ContextSummary:
     estimated_speedup: float | None
     """From operation counts alone: work of all steps computed, over the work done."""
     live: bool
+    notes: tuple[str, ...] = ()
+    """What the options ask for and this branch cannot have."""
 
     @property
     def decisions(self) -> str:
@@ -120,6 +123,7 @@ class Summary:
         rule = "-" * len(lines[0])
         lines = [lines[0], rule, *lines[1:-1], rule, lines[-1], ""]
         lines += [f"{_name(context)}: {_counts(context.reasons)}{_pruned(context)}" for context in self.contexts]
+        lines += [f"{_name(context)}: {note}" for context in self.contexts for note in context.notes]
         if self.refused:
             lines.append(f"outside any context: {_counts(self.refused)}")
         return "\n".join(line.rstrip() for line in lines)
@@ -158,6 +162,7 @@ def _context(label: str, record: ContextRecord) -> ContextSummary:
         state_bytes=record.nbytes,
         estimated_speedup=work / done if done > 0 else None,
         live=record.live,
+        notes=record.notes,
     )
 
 

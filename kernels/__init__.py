@@ -16,6 +16,7 @@ if __name__ == "fxcache.kernels":
     from fxcache.kernels.decide import CONTROL_SIZE, Ask, Control, clock_restarted, decide_reference
     from fxcache.kernels.decide_blocks import BLOCK_CONTROL_SIZE, BlockControl, decide_blocks_reference
     from fxcache.kernels.extrapolate import extrapolate_reference
+    from fxcache.kernels.note_change import note_change
     from fxcache.kernels.residual_diff import residual_diff_reference
     from fxcache.kernels.residual_products import residual_products_reference
     from fxcache.kernels.window_products import window_products_reference
@@ -36,6 +37,7 @@ if __name__ == "fxcache.kernels":
         "extrapolate_reference",
         "forecast_error",
         "forecaster",
+        "note_change",
         "register_forecaster",
         "residual_diff_reference",
         "residual_products_reference",

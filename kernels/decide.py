@@ -7,11 +7,14 @@ synchronisation. In mode DECIDE all device values travel in one transfer: one sy
 
     d      = observation[0] / observation[1]                              indicator "residual": the two sums
     d      = | r - sum_i w_i h_i | / | r |                                indicator "forecast": from the products
+    d      = observation[0] / observation[4]  *  observation[2] / observation[3]     five sums: an estimate, see below
+    d     <- offset + max(0, polynomial(d))                               if the host gave coefficients
     reuse  = mode is REUSE   or   mode is DECIDE  and  d finite  and  d < threshold  and  time not restarted
              and the newest stored step is healthy
     slot   = where the step is to be stored, -1 if it is not
 
-``observation`` is float32 [2] or float64 [n + 1, n + 1], see `residual_diff` and `residual_products`; None: no
+``observation`` is float32 [2] or float64 [n + 1, n + 1], see `residual_diff` and `residual_products`, or float32 [5]:
+`residual_diff` of the input of the trunk, and behind it what `note_change` has measured of its output; None: no
 indicator. ``grams`` are float64 [n, n], one per predicted stream, if the forecast needs them. ``health`` is float32
 [rows, n], 0 for a stored value that is finite; steps behind the newest unhealthy one are not used. ``clock`` is float32
 [3]: direction of time (+1, -1, or 0 when unknown), time of the previous call, time now; it is looked at only when
@@ -35,6 +38,9 @@ from torch import Tensor
 
 from fxcache.kernels._forecast import MAX_ENTRIES, Forecaster, Window, forecast_error, forecaster
 from fxcache.kernels._library import register_operator
+
+MAX_COEFFICIENTS = 8
+"""Most coefficients of the polynomial that a difference goes through."""
 
 
 class Control(IntEnum):
@@ -63,6 +69,12 @@ class Control(IntEnum):
     """First of `MAX_ENTRIES` times of stored steps, newest first."""
     SLOTS = 16 + MAX_ENTRIES
     """First of as many slots, in the same order."""
+    OFFSET = 16 + 2 * MAX_ENTRIES
+    """What the polynomial of the difference is added to."""
+    TERMS = OFFSET + 1
+    """Coefficients of that polynomial; 0: the difference is compared as it is."""
+    COEFFICIENTS = TERMS + 1
+    """First of `MAX_COEFFICIENTS`, highest power first."""
 
 
 class Ask(IntEnum):
@@ -73,7 +85,7 @@ class Ask(IntEnum):
     REUSE = 2
 
 
-CONTROL_SIZE = Control.SLOTS + MAX_ENTRIES
+CONTROL_SIZE = Control.COEFFICIENTS + MAX_COEFFICIENTS
 _SEEN = slice(Control.REUSED, Control.TIMES)
 
 
@@ -114,6 +126,7 @@ def decide_reference(
         if observation is not None and mode == Ask.DECIDE:
             difference, known = _difference(observed, observation.dim() == 1, weights, told, used)
             finite = finite and known
+            difference = _summed(difference, told)
         measured = finite and math.isfinite(difference)
         if check_clock:
             seen = clocks
@@ -203,7 +216,12 @@ def _difference(
     """Return the difference, and whether what it is made from is finite."""
     assert observed is not None
     if is_sums:
-        numerator, denominator = observed.tolist()
+        numerator, denominator, *measured = observed.tolist()
+        if measured:
+            out_change, in_change, denominator = measured
+            if in_change == 0.0 != numerator:  # what has not changed does not tell how much changes are magnified
+                return math.inf, math.isfinite(numerator)
+            numerator = numerator * out_change / in_change if numerator else numerator
         # 0 / 0 is a step identical to a reference that is all zero: no difference, not "unknown".
         ratio = 0.0 if numerator == 0.0 == denominator else numerator / denominator if denominator else math.inf
         return ratio, math.isfinite(numerator) and math.isfinite(denominator)
@@ -214,6 +232,17 @@ def _difference(
     row = weights[0, slots].tolist() if weights.numel() else [1.0, *[0.0] * (used - 1)]
     difference = forecast_error(observed[around][:, around], row)
     return difference, not math.isnan(difference) and math.isfinite(float(observed[0, 0]))
+
+
+def _summed(difference: float, told: list[float]) -> float:
+    """Add what the polynomial makes of a difference to what the host has summed."""
+    terms = int(told[Control.TERMS])
+    if not terms or not math.isfinite(difference):
+        return difference
+    value = 0.0
+    for coefficient in told[Control.COEFFICIENTS : Control.COEFFICIENTS + terms]:
+        value = value * difference + coefficient
+    return told[Control.OFFSET] + max(0.0, value)
 
 
 def _weights_shape(grams: Sequence[Tensor], health: Tensor, forecast: str) -> tuple[int, ...]:

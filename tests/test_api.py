@@ -174,7 +174,11 @@ def test_deleted_model_is_gone():
             "Give enable_cache the module itself.",
         ),
         ("transformer", {}, "target='transformer': expected a diffusers pipeline or a torch.nn.Module"),
-        (nn.Linear(1, 1), {"cache_config": {}}, "cache_config={}: expected None or a DBCacheConfig"),
+        (
+            nn.Linear(1, 1),
+            {"cache_config": {}},
+            "cache_config={}: expected None or a config of a method, such as DBCacheConfig()",
+        ),
         (nn.Linear(1, 1), {"treshold": 0.1}, "unknown option 'treshold': "),
         (nn.Linear(1, 1), {"warmup_interval": 0}, "warmup_interval=0: expected an integer >= 1"),
     ],

@@ -40,7 +40,11 @@ def number_cases(name: str, limit: str = "", below: float | None = None, *, opti
 NAMES_WANTED = "expected a sequence of different non-empty names, such as ['blocks']"
 PLAIN = "expected None, bool, int, float, str, or a list or mapping of these"
 CALIBRATORS = "expected None or 'taylorseer' or 'foca' or 'dmd' or 'regression'"
-MASK = "expected None, or one 0 (reuse) or 1 (compute) per step, such as '1101001' or [1, 1, 0]"
+METHODS = "expected 'dbcache' or 'interval' or 'teacache' or 'magcache' or 'easycache'"
+COEFFICIENTS = "expected 1 to 8 finite numbers in a sequence"
+RATIOS = "expected any number of finite numbers > 0 in a sequence"
+MASK = "expected None, 'slow', 'medium', 'fast', 'ultra', "
+MASK += "or one 0 (reuse) or 1 (compute) per step, such as '1101001' or [1, 1, 0]"
 DTYPE = "expected None, 'float32', 'bfloat16' or 'float16'"
 
 BAD = [
@@ -58,8 +62,23 @@ BAD = [
     *integer_cases("downsample_factor", 1),
     *integer_cases("max_contexts", 1),
     *integer_cases("max_state_bytes", 1, optional=True),
-    ("method", "dbcach", "method='dbcach': expected 'dbcache'; did you mean 'dbcache'?"),
-    ("method", None, "method=None: expected 'dbcache'"),
+    ("method", "dbcach", f"method='dbcach': {METHODS}; did you mean 'dbcache'?"),
+    ("method", "TeaCache", f"method='TeaCache': {METHODS}; did you mean 'teacache'?"),
+    ("method", None, f"method=None: {METHODS}"),
+    *integer_cases("last_steps", 0),
+    *integer_cases("cache_interval", 1),
+    *number_cases("retention_ratio", " >= 0 and <= 1", -0.1),
+    ("retention_ratio", 1.01, "retention_ratio=1.01: expected a finite number >= 0 and <= 1"),
+    *(
+        ("rescale_coefficients", value, f"rescale_coefficients={value!r}: {COEFFICIENTS}")
+        for value in ((), [NAN], [True], ["1"], "10", 1.0, None, {1.0: 2})
+    ),
+    ("rescale_coefficients", [0] * 9, f"rescale_coefficients=[0, 0, 0, 0, 0, 0, ...]: {COEFFICIENTS}"),
+    *(
+        ("magnitude_ratios", value, f"magnitude_ratios={value!r}: {RATIOS}")
+        for value in ([1.0, 0.0], [-1.0], [INF], [None], "1", 0.5, None)
+    ),
+    ("steps_computation_mask", "fasts", f"steps_computation_mask='fasts': {MASK}"),
     *integer_cases("taylorseer_order", 1, 4),
     *integer_cases("dmd_history", 4, 8),
     *integer_cases("dmd_rank", 0, 7),
@@ -176,6 +195,29 @@ def test_unknown_key_is_refused_with_the_nearest_name(key: object, sentence: str
             {"calibrator": "regression", "l1_hidden_states_diff_threshold": 0.1},
             "l1_hidden_states_diff_threshold=0.1: expected its default with indicator='forecast'",
         ),
+        (
+            {"method": "teacache", "calibrator": "regression"},
+            "calibrator='regression': expected another one, or None, with method='teacache'",
+        ),
+        (
+            {"method": "easycache", "indicator": "forecast"},
+            "indicator='forecast': expected 'residual' or None with method='easycache'",
+        ),
+        *(
+            (
+                {"method": method, "l1_hidden_states_diff_threshold": 0.1},
+                f"l1_hidden_states_diff_threshold=0.1: expected its default with method={method!r}",
+            )
+            for method in ("interval", "teacache", "easycache")
+        ),
+        (
+            {"method": "easycache", "downsample_factor": 2},
+            "downsample_factor=2: expected its default with method='easycache'",
+        ),
+        (
+            {"method": "easycache", "important_condition_threshold": 0.1},
+            "important_condition_threshold=0.1: expected its default with method='easycache'",
+        ),
     ],
 )
 def test_options_that_contradict_each_other(mapping: dict[str, object], sentence: str):
@@ -184,6 +226,16 @@ def test_options_that_contradict_each_other(mapping: dict[str, object], sentence
     assert str(caught.value) == sentence
     for name in mapping:
         Options.from_mapping({name: mapping[name]})
+
+
+def test_magcache_needs_a_table():
+    with pytest.raises(OptionError) as caught:
+        Options(method="magcache")
+    sentence = (
+        "magnitude_ratios=(): expected one number > 0 per step with method='magcache'; fxcache.calibrate measures them"
+    )
+    assert str(caught.value) == sentence
+    assert Options(method="magcache", magnitude_ratios=[1, 0.5]).magnitude_ratios == (1.0, 0.5)  # type: ignore[arg-type]
 
 
 def test_options_that_contradict_each_other_are_found_when_one_is_replaced():

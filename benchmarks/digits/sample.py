@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,13 @@ class DigitsPipeline(DiffusionPipeline):
 def load_pipeline(folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
     """The pipeline with the trained weights of `folder`, on the CPU; nothing is downloaded."""
     return DigitsPipeline(load_transformer(folder, dtype), FlowMatchEulerDiscreteScheduler())
+
+
+def calibration_run() -> tuple[DigitsPipeline, Callable[[], Any]]:
+    """The pipeline, and a generation of every class, for `python -m fxcache calibrate`."""
+    pipeline = load_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, lambda: pipeline(range(10), generator=torch.Generator().manual_seed(0))
 
 
 def sample(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fxcache.configs import DBCacheConfig
+from fxcache.configs import CacheConfig
 from fxcache.errors import FxcacheError, OptionError
 from fxcache.explain.analysis import describe
 from fxcache.explain.capture import capture_call
@@ -23,7 +23,7 @@ def explain(
     module: nn.Module,
     /,
     *args: Any,
-    fxcache_config: DBCacheConfig | None = None,
+    fxcache_config: CacheConfig | None = None,
     fxcache_options: Mapping[str, Any] | Options | None = None,
     fxcache_dynamic: bool | None = None,
     **kwargs: Any,
@@ -82,13 +82,13 @@ def explain_class(
     return describe(type(module).__name__, found, chosen)
 
 
-def _options(module: nn.Module, config: DBCacheConfig | None, options: Mapping[str, Any] | Options | None) -> Options:
+def _options(module: nn.Module, config: CacheConfig | None, options: Mapping[str, Any] | Options | None) -> Options:
     """Options as given; those that the module was enabled with when none are given."""
     if config is None and options is None:
         enabled = getattr(getattr(module, "_compiled_call_impl", None), "_fxcache_enabled", None)
         return getattr(enabled, "options", None) or Options()
-    if config is not None and not isinstance(config, DBCacheConfig):
-        raise OptionError.of("fxcache_config", config, "None or a DBCacheConfig")
+    if config is not None and not isinstance(config, CacheConfig):
+        raise OptionError.of("fxcache_config", config, "None or a config of a method, such as DBCacheConfig()")
     if isinstance(options, Options):
         if config is not None:
             raise OptionError("fxcache_config, fxcache_options: expected one of them when the options are complete")

@@ -149,7 +149,7 @@ class Explanation:
         yield from _entry("last", _blocks(self.blocks[end:]))
         if self.side_blocks:
             yield from _entry("beside", _blocks(self.side_blocks))
-        yield from _entry("indicator", f"{self.indicator}")
+        yield from _entry("indicator", str(self.indicator or "none: the host alone decides"))
         yield from _table("cached", [f"{stream.name}: {stream}" for stream in self.streams])
         if self.hoisted:
             yield from _table("hoisted", self.hoisted)

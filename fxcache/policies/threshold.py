@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fxcache.options import Options
 from fxcache.runtime.interface import Mode, Reason
+from fxcache.steps import preset_mask
 
 
 @dataclass
@@ -26,6 +27,12 @@ class Counters:
     """Reused calls since the last computed one."""
     accumulated_difference: float = 0.0
     """Sum of the differences of those."""
+    computed_steps: int = 0
+    """Computed calls so far."""
+    last_computed_step: int = -1
+    """Index of the last of them."""
+    total_steps: int | None = None
+    """Calls of the whole generation, where somebody has said it."""
 
 
 def decide_before(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, Reason]:
@@ -33,12 +40,26 @@ def decide_before(options: Options, counters: Counters, has_state: bool) -> tupl
 
     With `Mode.DECIDE` the reason is the one that holds if the graph then computes.
     """
-    limit = options.max_accumulated_residual_diff_threshold
+    ruled = rule(options, counters, has_state)
+    if ruled is not None:
+        return ruled
+    return (Mode.DECIDE, Reason.DIFFERENCE) if has_state else (Mode.COMPUTE, Reason.FIRST)
+
+
+def rule(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, Reason] | None:
+    """Return what the rules that all methods share say, or None where they leave it to the method."""
+    limit, total = options.max_accumulated_residual_diff_threshold, counters.total_steps
     mask = options.steps_computation_mask
+    if isinstance(mask, str):
+        if total is None:
+            return Mode.COMPUTE, Reason.STEPS_UNKNOWN
+        mask = preset_mask(mask, total)
     if mask is not None and (counters.step >= len(mask) or mask[counters.step]):
         return Mode.COMPUTE, Reason.MASK
     if options.has_static_mask:
         return (Mode.REUSE, Reason.MASK) if has_state else (Mode.COMPUTE, Reason.FIRST)
+    if total is not None and options.last_steps and counters.step >= total - options.last_steps:
+        return Mode.COMPUTE, Reason.LAST
     if counters.step in range(0, options.max_warmup_steps, options.warmup_interval):
         return Mode.COMPUTE, Reason.WARMUP
     if 0 <= options.max_cached_steps <= counters.cached_steps:
@@ -49,19 +70,20 @@ def decide_before(options: Options, counters: Counters, has_state: bool) -> tupl
         return Mode.COMPUTE, Reason.MAX_ACCUMULATED
     if options.effective_threshold <= 0:
         return Mode.COMPUTE, Reason.DISABLED
-    if not has_state:
-        return Mode.COMPUTE, Reason.FIRST
-    return Mode.DECIDE, Reason.DIFFERENCE
+    return None
 
 
 def threshold(options: Options) -> float:
-    """Return the number the difference must stay below: from 1 on, or where a mask decides, every finite one does."""
-    value = math.inf if options.has_static_mask else options.effective_threshold
+    """Return the number the difference must stay below: from 1 on, or where the host decides, every finite one does."""
+    value = math.inf if options.has_schedule else options.effective_threshold
     return math.inf if value >= 1 else value
 
 
 def after(counters: Counters, reused: bool, difference: float | None) -> None:
     """Move the counters past one call of the context."""
+    if not reused:
+        counters.computed_steps += 1
+        counters.last_computed_step = counters.step
     counters.step += 1
     if reused:
         counters.cached_steps += 1

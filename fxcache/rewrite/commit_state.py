@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from fxcache.rewrite.plan import Plan
-from fxcache.rewrite.thread_state import downsample_factor
+from fxcache.rewrite.plan import History, Plan
+from fxcache.rewrite.thread_state import downsample_factor, main_stream
+
+_HOST = torch.device("cpu")
 
 
 def commit_state(gm: GraphModule, plan: Plan) -> int:
@@ -20,7 +22,8 @@ def commit_state(gm: GraphModule, plan: Plan) -> int:
         fxcache::window_products(slot, cache_0, gram_0)
 
     On a reused step the operators return after one look at the slot. The last one is added where a calibrator needs
-    the products.
+    the products. Where changes from step to step are summed, the reference is that of every step, and its slot is
+    always 0; where the change of the output is estimated, ``fxcache::note_change(first, y, h1, ...)`` comes last.
     """
     assert plan.slot is not None and plan.first is not None
     sources: dict[int, tuple[Node | None, Node | None]] = {}
@@ -28,9 +31,11 @@ def commit_state(gm: GraphModule, plan: Plan) -> int:
         sources[plan.reference.row] = (plan.indicator_out, plan.indicator_in)
     for history, out, reference in zip(plan.caches, plan.outputs, plan.bases, strict=True):
         sources[history.row] = (out, reference)
+    if plan.change:
+        _note_change(gm, plan)
     for history in reversed(plan.histories):
         cache = plan.placeholders[history.spec.name]
-        slot = plan.first if history.spec.shape[0] == 1 else plan.slot
+        slot = _slot(gm, plan, history)
         factor = downsample_factor(plan) if history is plan.reference else 1
         with gm.graph.inserting_after(plan.outputs[-1]):
             node = gm.graph.call_function(
@@ -44,3 +49,22 @@ def commit_state(gm: GraphModule, plan: Plan) -> int:
                 node = gm.graph.call_function(products, (slot, cache, plan.placeholders[history.gram.name]))
                 node.meta["val"] = None
     return len(plan.histories)
+
+
+def _slot(gm: GraphModule, plan: Plan, history: History) -> Node | None:
+    if history is plan.reference and plan.options.sums_changes:
+        assert plan.compute is not None and plan.first is not None
+        # always: where nothing may be stored, the state is scratch
+        with gm.graph.inserting_before(plan.compute):
+            slot = gm.graph.call_function(torch.ops.aten.full.default, ([], 0), {"dtype": torch.int64, "device": _HOST})
+        slot.meta = {"val": plan.first.meta["val"]}
+        return slot
+    return plan.first if history.spec.shape[0] == 1 else plan.slot
+
+
+def _note_change(gm: GraphModule, plan: Plan) -> None:
+    state = [plan.placeholders[spec.name] for spec in plan.change]
+    values = (plan.outputs[main_stream(plan)], plan.indicator_out)
+    with gm.graph.inserting_after(plan.outputs[-1]):
+        node = gm.graph.call_function(torch.ops.fxcache.note_change.default, (plan.first, *values, *state))
+        node.meta["val"] = None

@@ -31,6 +31,9 @@ def gather_references(gm: GraphModule, plan: Plan) -> int:
         plan.references = [
             None if stream.reference is None else _emit(gm, stream.reference, made) for stream in region.streams
         ]
+        if plan.options.estimates_change:
+            plan.indicator_out = region.indicator.stream
+            return len(moved) + len(made)
         plan.indicator_out = _emit(gm, region.indicator.out, made)
         inp = region.indicator.inp
         if plan.options.l1_hidden_states_diff_threshold is None and inp is not None:

@@ -57,6 +57,8 @@ class Plan:
     """The call of the outlined middle, later the branch."""
     reference: History | None = None
     """Of the indicator; None when no step needs one."""
+    change: tuple[StateTensor, ...] = ()
+    """Output and input of the trunk at the last computed step, and how far they had moved; empty if nobody asks."""
     caches: list[History] = field(default_factory=list)
     """One per stream."""
     placeholders: dict[str, Node] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class Plan:
     def state(self) -> list[StateTensor]:
         """Specification of the persistent tensors but for the health."""
         grams = [history.gram for history in self.histories if history.gram is not None]
-        return [*(history.spec for history in self.histories), *grams]
+        return [*(history.spec for history in self.histories), *grams, *self.change]
 
 
 def call(graph: torch.fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:

@@ -30,6 +30,7 @@ def thread_state(gm: GraphModule, plan: Plan) -> int:
     value = tensor_of(plan.indicator_out)
     assert value is not None
     describe_state(plan, value, row=0)
+    plan.change = _change(plan, value)
     # as many columns as steps are remembered, also where nothing is predicted and every history has one entry
     health = StateTensor("health", (len(plan.histories), plan.options.history), torch.float32, value.device)
     clock = StateTensor("clock", (3,), torch.float32, value.device)
@@ -57,6 +58,23 @@ def _reference(plan: Plan, value: torch.Tensor, row: int) -> History | None:
     shape = (entries, *value.shape[:-1], -(-value.shape[-1] // factor))
     wide = torch.promote_types(value.dtype, torch.float32)
     return History(StateTensor(f"{plan.prefix}reference", shape, wide, value.device), row)
+
+
+def _change(plan: Plan, value: torch.Tensor) -> tuple[StateTensor, ...]:
+    if not plan.options.estimates_change:
+        return ()
+    out = tensor_of(plan.region.streams[main_stream(plan)].live_out)
+    assert out is not None
+    specs = [
+        StateTensor(name, tuple(like.shape), torch.promote_types(like.dtype, torch.float32), like.device)
+        for name, like in (("last_out", out), ("last_inp", value))
+    ]
+    return (*specs, StateTensor("change", (3,), torch.float32, value.device))
+
+
+def main_stream(plan: Plan) -> int:
+    """Number of the stream that the indicator belongs to."""
+    return min(_main_streams(plan.region))
 
 
 def _caches(plan: Plan, row: int) -> list[History]:
@@ -95,7 +113,11 @@ def _observe(gm: GraphModule, plan: Plan) -> Node | None:
         return call(gm.graph, products, (out, plan.indicator_in, reference, factor))
     only = call(gm.graph, torch.ops.aten.select.int, (reference, 0, 0))
     diff = torch.ops.fxcache.residual_diff.default
-    return call(gm.graph, diff, (out, plan.indicator_in, only, factor, plan.options.important_condition_threshold))
+    arguments = (out, plan.indicator_in, only, factor, plan.options.important_condition_threshold)
+    sums = call(gm.graph, diff, arguments)
+    if not plan.change:
+        return sums
+    return call(gm.graph, torch.ops.aten.cat.default, ([sums, plan.placeholders["change"]],))
 
 
 def _decide(gm: GraphModule, plan: Plan, observation: Node | None) -> None:

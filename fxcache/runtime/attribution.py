@@ -48,7 +48,7 @@ __all__ = [
     "attribution",
 ]
 
-_NEEDS_CLOCK = frozenset({Reason.MAX_CACHED, Reason.MAX_CONTINUOUS, Reason.MAX_ACCUMULATED})
+_NEEDS_CLOCK = frozenset({Reason.MAX_CACHED, Reason.MAX_CONTINUOUS, Reason.MAX_ACCUMULATED, Reason.LAST})
 """Reasons to compute that end with the generation: the host must learn when that is."""
 
 
@@ -143,7 +143,10 @@ class Attribution:
         clock = call.advance(context)
         context.owner = weakref.ref(lease)
         lease.store = True
+        context.counters.total_steps = call.total_steps(model.options.num_inference_steps)
+        context.note_steps(model.options)
         lease.mode, lease.reason = model.policy.decide_before(model.options, context.counters, context.valid)
+        lease.offset, lease.coefficients = model.policy.scale(model.options, context.counters)
         lease.now = (context.counters.step, call.time(model.options.calibrator_time))
         if lease.mode is Mode.REUSE and clock is not None:
             lease.mode = Mode.DECIDE  # only the device knows whether this is still the same generation

@@ -79,6 +79,11 @@ class Call:
         said = self.explicit or self.named
         return (said.num_inference_steps if said else None) or default
 
+    def total_steps(self, given: int | None) -> int | None:
+        """Return the steps of this generation: `given` by the user, else as far as somebody has said it."""
+        said = self.explicit or self.named
+        return given or (said.num_inference_steps if said else None) or self.run.num_inference_steps
+
     def attributable(self, default_period: int | None) -> bool:
         """Return whether anything shows where a generation begins."""
         if self.run.over:

@@ -89,6 +89,8 @@ def _told(lease: Lease, mode: Mode, stored: Sequence[Stored], slot: int) -> list
     told[Control.MODE] = float(_ASK[mode])
     told[Control.STORE] = float(lease.store)
     told[Control.THRESHOLD] = lease.threshold
+    told[Control.OFFSET], told[Control.TERMS] = lease.offset, float(len(lease.coefficients))
+    told[Control.COEFFICIENTS : Control.COEFFICIENTS + len(lease.coefficients)] = lease.coefficients
     told[Control.CHECK_CLOCK] = float(lease.clock is not None)
     told[Control.REPEAT_ALLOWED] = float(lease.repeat_allowed)
     told[Control.SLOT] = float(slot)

@@ -18,6 +18,8 @@ from fxcache.runtime.identity import Identities
 from fxcache.runtime.interface import GraphInfo, Lease, Reason, Stored, TensorSpec
 from fxcache.runtime.records import MAX_ENDED_KEPT, ContextRecord, ModelRecord, Statistics
 
+LAST_STEPS_UNKNOWN = "last_steps={} has no effect: the number of steps is not known"
+
 ActivationSignature = tuple[tuple[tuple[int, ...], torch.dtype, torch.device] | None, ...]
 
 
@@ -91,6 +93,7 @@ class Context:
         self.dropped = False
         self.segment = -1
         self.statistics = Statistics()
+        self.notes: tuple[str, ...] = ()
         self.restart()
 
     @property
@@ -122,7 +125,13 @@ class Context:
     def forget_stored(self) -> None:
         """Nothing stored may be read any more."""
         self.valid = False
+        self.counters.computed_steps = 0
         self.rings = [Ring() for _ in self.rings]
+
+    def note_steps(self, options: Options) -> None:
+        """Note what the options ask for and cannot have, because nobody says how many steps there will be."""
+        unknown = self.counters.total_steps is None and options.last_steps and not options.has_static_mask
+        self.notes = (LAST_STEPS_UNKNOWN.format(options.last_steps),) if unknown else ()
 
     def record(self, live: bool) -> ContextRecord:
         """Return what has happened since the last restart."""
@@ -143,6 +152,7 @@ class Context:
             total_flops=self.flops[1],
             signature=self.key.signature,
             live=live,
+            notes=self.notes,
         )
 
 

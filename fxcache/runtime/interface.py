@@ -32,6 +32,10 @@ class Reason(str, Enum):
     DIFFERENCE = "difference >= threshold"
     WARMUP = "warmup"
     MASK = "step mask"
+    LAST = "last_steps"
+    INTERVAL = "cache_interval"
+    ERROR = "accumulated error > threshold"
+    STEPS_UNKNOWN = "number of steps unknown"
     MAX_CACHED = "max_cached_steps"
     MAX_CONTINUOUS = "max_continuous_cached_steps"
     MAX_ACCUMULATED = "accumulated difference"
@@ -118,7 +122,7 @@ class UnitOutcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call did, as the graph reported it.
+    """What a call did, as the graph reported it; the difference is the number that was compared with the threshold.
 
     A call in `Mode.COMPUTE` reports `Outcome()`, one in `Mode.REUSE` whether it was reused. `time` is the clock
     (direction, previous, now) that the decision has read, if there was one.
@@ -182,9 +186,11 @@ class Lease:
         "__weakref__",
         "_allocate",
         "clock",
+        "coefficients",
         "growing",
         "mode",
         "now",
+        "offset",
         "reason",
         "repeat_allowed",
         "slot",
@@ -202,6 +208,10 @@ class Lease:
         self.reason: Reason = Reason.UNATTRIBUTED
         self.threshold: float = 0.0
         """Reuse below it; infinite for "always", negative for "never, but tell me the difference"."""
+        self.offset: float = 0.0
+        """With coefficients: what the difference is added to before it is compared."""
+        self.coefficients: tuple[float, ...] = ()
+        """Of a polynomial that the difference goes through before it is added, highest power first; none: neither."""
         self.store: bool = False
         """False: compute and leave no trace (the state tensors are scratch)."""
         self.clock: torch.Tensor | None = None

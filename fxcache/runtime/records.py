@@ -38,6 +38,8 @@ class ContextRecord:
     total_flops: int
     signature: str
     live: bool
+    notes: tuple[str, ...] = ()
+    """What the options ask for and this context cannot have."""
 
 
 @dataclass

@@ -19,7 +19,10 @@ NAN, INF = math.nan, math.inf
 def control_for(**told: float) -> Tensor:
     control = torch.full((CONTROL_SIZE,), NAN, dtype=torch.float64)
     control[: Control.REUSED] = 0.0
-    tell(control, **{"mode": Ask.DECIDE, "store": 1.0, "threshold": 0.1, "count": 1.0, "slots": 0.0, **told})
+    tell(
+        control,
+        **{"mode": Ask.DECIDE, "store": 1.0, "threshold": 0.1, "count": 1.0, "slots": 0.0, "terms": 0.0, **told},
+    )
     return control
 
 
@@ -175,3 +178,53 @@ def test_registration(mode):
     tell(control, mode=mode, check_clock=1.0, count=1.0)
     arguments = torch.tensor([0.1, 1.0]), [], rows(0.0, 0.0), torch.tensor([1.0, 2.0, 3.0]), control, "", [0, 1]
     torch.library.opcheck(decide, arguments)
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "offset", "expected"),
+    [
+        ([1.0, 0.0], 0.0, 0.5),
+        ([1.0, 0.0], 0.25, 0.75),
+        ([2.0], 0.0, 2.0),
+        ([4.0, -2.0, 0.125], 1.0, 1.125),
+        ([1.0, -1.0], 0.25, 0.25),  # what is below 0 adds nothing
+        ([0.0] * 7 + [3.0], 0.5, 3.5),
+    ],
+)
+def test_a_difference_goes_through_the_polynomial_and_is_added(coefficients, offset, expected):
+    told = {"terms": float(len(coefficients)), "offset": offset, "coefficients": coefficients}
+    for threshold, reuse in ((expected, False), (expected * 1.001, True)):
+        got, _, control = decided(0.5, 1.0, threshold=threshold, **told)
+        assert got is reuse
+        assert control[Control.DIFFERENCE].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("numerator", "denominator"), [(NAN, 1.0), (INF, 1.0), (1.0, 0.0)])
+def test_what_is_not_finite_stays_so_behind_a_polynomial(numerator, denominator):
+    got, _, control = decided(numerator, denominator, threshold=1e9, terms=2.0, offset=0.0, coefficients=[0.0, 0.1])
+    assert got is False
+    assert not control[Control.MEASURED]
+
+
+@pytest.mark.parametrize(
+    ("sums", "difference", "reuse"),
+    [
+        # moved by 3 in front; 2 in front made 8 behind, where 6 are
+        ([3.0, 50.0, 8.0, 2.0, 6.0], 2.0, True),
+        ([0.0, 50.0, 8.0, 2.0, 6.0], 0.0, True),
+        ([3.0, 50.0, 0.0, 2.0, 6.0], 0.0, True),
+        ([3.0, 50.0, 8.0, 0.0, 6.0], INF, False),
+        ([0.0, 50.0, 8.0, 0.0, 6.0], 0.0, True),
+        ([3.0, 50.0, 8.0, 2.0, 0.0], INF, False),
+        ([NAN, 50.0, 8.0, 2.0, 6.0], NAN, False),
+        ([3.0, 50.0, NAN, 2.0, 6.0], NAN, False),
+        ([3.0, 50.0, 8.0, NAN, 6.0], NAN, False),
+        ([3.0, 50.0, 8.0, 2.0, NAN], NAN, False),
+    ],
+)
+def test_an_estimate_from_five_sums(sums, difference, reuse):
+    control = control_for(threshold=2.5)
+    got, _, _, _ = decide(torch.tensor(sums), [], rows(0.0), torch.zeros(3), control, "", [0])
+    assert bool(got) is reuse
+    assert control[Control.DIFFERENCE].item() == pytest.approx(difference, nan_ok=True)
+    assert bool(control[Control.FINITE]) is not any(map(math.isnan, [sums[0], *sums[2:]]))

@@ -84,9 +84,9 @@ def test_counters():
     counters, after = Counters(), policy_of(Options()).after
     for reused, difference in ((False, None), (True, 0.25), (True, 0.5), (True, None)):
         after(counters, reused, difference)
-    assert counters == Counters(4, 3, 3, 0.75)
+    assert counters == Counters(4, 3, 3, 0.75, computed_steps=1, last_computed_step=0)
     after(counters, False, 0.9)
-    assert counters == Counters(5, 3, 0, 0.0)
+    assert counters == Counters(5, 3, 0, 0.0, computed_steps=2, last_computed_step=4)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_reference_and_caches() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[32]
+        fxcache_control: f64[42]
         fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, 6, 4]
@@ -71,7 +71,7 @@ def test_reference_and_caches() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[32]
+        fxcache_control: f64[42]
         fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, 6, 4]
@@ -183,3 +183,45 @@ def test_a_context_that_may_not_be_written_stays_as_it_is() -> None:
     state = new_state(plan)
     gm(*sketch.values(), *state)
     assert not any(bool(tensor.any()) for tensor in state[1:])
+
+
+def behind_the_inputs(sketch: Sketch, **options: object) -> str:
+    """The lines that measure, decide and write."""
+    words = ("fxcache::", "full(", "cat(")
+    lines = [line for line in after(sketch, **options).splitlines() if any(word in line for word in words)]
+    return "\n".join(line for line in lines if not line.startswith(" "))
+
+
+def test_where_changes_are_summed_the_reference_is_that_of_every_step() -> None:
+    assert behind_the_inputs(plain(), method="teacache", Fn_compute_blocks=1) == text("""
+        residual_diff: f32[2] = fxcache::residual_diff(add, h, select_int, 1, 0.0)
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
+        full: i64[] = full((), 0, dtype=torch.int64, device=cpu)
+        commit_1: NoneType = fxcache::commit(full, add, h, fxcache_reference, fxcache_health, 0, 1)
+        commit: NoneType = fxcache::commit(getitem_3, getitem, add, fxcache_cache_0, fxcache_health, 1, 1)
+    """)
+
+
+def test_a_measured_change_is_noted_on_computed_steps() -> None:
+    assert behind_the_inputs(plain(), method="easycache", Fn_compute_blocks=1) == text("""
+        residual_diff: f32[2] = fxcache::residual_diff(add, None, select_int, 1, 0.0)
+        cat: f32[5] = cat((residual_diff, fxcache_change))
+        decide: (b8[], i64[], i64[], f32[0]) = \
+            fxcache::decide(cat, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
+        full: i64[] = full((), 0, dtype=torch.int64, device=cpu)
+        commit_1: NoneType = fxcache::commit(full, add, None, fxcache_reference, fxcache_health, 0, 1)
+        commit: NoneType = fxcache::commit(getitem_3, getitem, add, fxcache_cache_0, fxcache_health, 1, 1)
+        note_change: NoneType = \
+            fxcache::note_change(getitem_3, getitem, add, fxcache_last_out, fxcache_last_inp, fxcache_change)
+    """)
+
+
+def test_a_static_mask_needs_neither() -> None:
+    for method in ("teacache", "easycache"):
+        mask = {"steps_computation_mask": "10", "steps_computation_policy": "static"}
+        assert behind_the_inputs(plain(), method=method, Fn_compute_blocks=1, **mask) == text("""
+            decide: (b8[], i64[], i64[], f32[0]) = \
+                fxcache::decide(None, (), fxcache_health, fxcache_clock, fxcache_control, '', (0))
+            commit: NoneType = fxcache::commit(getitem_3, getitem, add, fxcache_cache_0, fxcache_health, 0, 1)
+        """)

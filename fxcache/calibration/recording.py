@@ -139,5 +139,5 @@ class _Recorded:
         output.args = ((*output.args[0], *shown),)
         mine.recompile()
         roles = roles_of(self._dynamo, self._inputs, aten, static)
-        self.info = GraphInfo(signature(region), options, roles, trunk=region.trunk.label)
+        self.info = GraphInfo(signature([region]), options, roles, trunk=region.trunk.label)
         return mine

@@ -18,7 +18,7 @@ from typing import Any
 from fxcache.errors import OptionError
 
 __all__ = ["Check", "FrozenMapping", "choice", "dtype", "integer", "mask", "names", "nearest", "number", "path"]
-__all__ += ["plain_mapping", "switch"]
+__all__ += ["optional_switch", "plain_mapping", "switch"]
 
 Check = Callable[[str, Any], Any]
 
@@ -125,6 +125,14 @@ def switch(name: str, value: Any) -> bool:
     if isinstance(plain, bool):
         return plain
     raise OptionError.of(name, value, "True or False")
+
+
+def optional_switch(name: str, value: Any) -> bool | None:
+    """Check for None, True or False."""
+    plain = _scalar(value)
+    if plain is None or isinstance(plain, bool):
+        return plain
+    raise OptionError.of(name, value, "None, True or False")
 
 
 def mask(name: str, value: Any) -> tuple[int, ...] | None:

@@ -61,6 +61,11 @@ class DBCacheConfig(_Config):
     num_inference_steps: int | None = None
     steps_computation_mask: str | Sequence[int] | None = None
     steps_computation_policy: str = "dynamic"
+    force_refresh_step_hint: int | None = None
+    force_refresh_step_policy: str = "once"
+    enable_separate_cfg: bool | None = None
+    cfg_compute_first: bool = False
+    cfg_diff_compute_separate: bool = True
     indicator: str | None = None
     l1_hidden_states_diff_threshold: float | None = None
     important_condition_threshold: float = 0.0

@@ -13,7 +13,7 @@ from fxcache.runtime.records import ContextRecord, ModelRecord
 
 __all__ = ["ContextSummary", "Summary", "summarize"]
 
-_NO_STEP = frozenset({Reason.REPEATED, Reason.BUSY, Reason.TOO_LARGE, Reason.UNATTRIBUTED})
+_NO_STEP = frozenset({Reason.REPEATED, Reason.OTHER_CONDITIONING, Reason.BUSY, Reason.TOO_LARGE, Reason.UNATTRIBUTED})
 _COLUMNS = ("model", "generation", "branch", "shape", "steps", "computed", "reused", "difference", "state", "speedup")
 _NUMBERS = frozenset(_COLUMNS[4:])
 

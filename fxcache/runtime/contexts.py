@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from fxcache.runtime.interface import GraphInfo, Lease, Reason, Stored, TensorSp
 from fxcache.runtime.records import MAX_ENDED_KEPT, ContextRecord, ModelRecord, Statistics
 
 ActivationSignature = tuple[tuple[tuple[int, ...], torch.dtype, torch.device] | None, ...]
+
+_eras = itertools.count()
 
 
 class TimeSource(Enum):
@@ -40,18 +43,30 @@ class ContextKey(NamedTuple):
     conditioning: tuple[tuple[int, int], ...]
     signature: str
     activations: ActivationSignature
+    order: int = 0
+    """Place in the step, where nothing else tells its calls apart."""
 
 
 class Context:
     """State, counters and clock of one (run, branch, graph structure, shapes)."""
 
     def __init__(
-        self, key: ContextKey, info: GraphInfo, generation: str, branch: str, conditioning: Identities
+        self,
+        key: ContextKey,
+        info: GraphInfo,
+        threshold: float,
+        generation: str,
+        branch: str,
+        conditioning: Identities,
     ) -> None:
         self.key = key
+        self.turn = 0
+        """Number of its last call among those of the model."""
+        self.ambiguous = False
+        """Whether calls of one step came with different conditioning, although it does not tell branches apart."""
         # not the graph's description itself: it would never die, and its end is the end of a model without parameters
         self.flops = (info.middle_flops, info.total_flops)
-        self.threshold = info.options.effective_threshold
+        self.threshold = threshold
         self.trunk = info.trunk
         self.generation = generation
         self.branch = branch
@@ -77,10 +92,20 @@ class Context:
     def restart(self) -> None:
         """Begin step 0 of another generation: nothing stored may be read."""
         self.segment += 1
+        self.era = next(_eras)
+        """Number of this generation among those of all contexts."""
         self.valid = False
         self.stored: list[Stored] = []
         """The computed steps that can be read, newest first."""
         self.counters = Counters()
+        self.refreshed_at = 0
+        """Step of the generation from which the counters count."""
+        self.reused: bool | None = None
+        """What the last call did; None before its end."""
+        self.leader: tuple[ContextKey, int] | None = None
+        """The branch that led it last, and the era of that one."""
+        self.conditioned: Identities | None = None
+        """The conditioning of the previous call, where it does not tell branches apart."""
         self.host_clock = HostClock()
         self.device_clock: DeviceClock | None = None
         self.reported = True
@@ -89,6 +114,21 @@ class Context:
         self.latents: Identities | None = None
         """Of the previous call; None before the first."""
         self.source = TimeSource.NONE
+
+    @property
+    def step(self) -> int:
+        """Step of the generation that the next call is."""
+        return self.refreshed_at + self.counters.step
+
+    def place(self, step: int, options: Options) -> None:
+        """Say which step of the generation the next call is; what is stored goes if a refresh lies before it."""
+        hint = options.force_refresh_step_hint
+        last = 0 if hint is None or step < hint else hint
+        if hint is not None and options.force_refresh_step_policy == "repeat":
+            last = step - step % hint
+        if last > self.refreshed_at:
+            self.valid, self.stored, self.counters, self.refreshed_at = False, [], Counters(), last
+        self.counters.step = step - self.refreshed_at
 
     def next_slot(self, entries: int) -> int:
         """Return where a history of so many entries takes the next step: a free slot, or that of the oldest."""
@@ -124,8 +164,9 @@ class ModelState:
     """The contexts of one model (one set of parameter objects) under one set of options, least recently used first."""
 
     def __init__(self, options: Options, parameters: Identities) -> None:
-        self.options = options
-        self.policy: Policy = policy_of(options)
+        self.base = options
+        """Those that its graphs were compiled under."""
+        self.follow(options)
         self.parameters = parameters
         self.ids = frozenset(key[0] for key in parameters.key)
         self.contexts: OrderedDict[ContextKey, Context] = OrderedDict()
@@ -133,6 +174,12 @@ class ModelState:
         self.ended: deque[ContextRecord] = deque(maxlen=MAX_ENDED_KEPT)
         self.trunk = ""
         self.dropped = False
+        self.turns = 0
+
+    def follow(self, options: Options) -> None:
+        """Take these options, which must not differ from the graph's where they shape it, from the next call on."""
+        self.options = options
+        self.policy: Policy = policy_of(options)
 
     def find(self, key: ContextKey) -> Context | None:
         """Return the context of this key and make it the most recently used one."""
@@ -195,6 +242,11 @@ class ModelState:
         taken = {context.branch for context in self.contexts.values() if context.key.run == key.run}
         if base is not None and base not in taken:
             return base
+        if base is None and self.options.enable_separate_cfg:
+            names = ("uncond", "cond") if self.options.cfg_compute_first else ("cond", "uncond")
+            free = [name for name in names if name not in taken]
+            if free:
+                return free[0]
         count = 1
         while (name := f"{base} ({count + 1})" if base is not None else f"branch {count}") in taken:
             count += 1

@@ -196,7 +196,8 @@ def test_at_a_first_meeting_the_device_looks_at_the_clock(cond, uncond, later, w
     steps = Steps(following(Attribution(host_readable=lambda _: False)))
     codes = ["", ""]
     with Generation():
-        codes[0] += steps.call(latents(), torch.tensor([0.9]), cond, NEAR)
+        for value in (0.95, 0.9):
+            codes[0] += steps.call(latents(), torch.tensor([value]), cond, NEAR)
         for value in (0.89, 0.8):
             codes[1] += steps.call(latents(), torch.tensor([value]), uncond, NEAR)
         for both, value in enumerate(later):  # the first of them alone

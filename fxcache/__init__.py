@@ -15,12 +15,16 @@ from fxcache.configs import (
     TaylorSeerCalibratorConfig,
 )
 from fxcache.errors import FxcacheError, OptionError, Refusal, RefusalError, RefusalWarning, StateError
+from fxcache.loading import load_configs, save_configs
+from fxcache.modifiers import ParamsModifier
 from fxcache.options import Options
 from fxcache.version import __version__
 
 if TYPE_CHECKING:
     from fxcache.api import context, disable_cache, enable_cache, generation, reset, summary
     from fxcache.explain import Explanation, explain
+    from fxcache.refresh import refresh_context
+    from fxcache.short_name import strify
     from fxcache.summary import Summary
 
 __all__ = [
@@ -31,6 +35,7 @@ __all__ = [
     "FxcacheError",
     "OptionError",
     "Options",
+    "ParamsModifier",
     "Refusal",
     "RefusalError",
     "RefusalWarning",
@@ -44,7 +49,11 @@ __all__ = [
     "enable_cache",
     "explain",
     "generation",
+    "load_configs",
+    "refresh_context",
     "reset",
+    "save_configs",
+    "strify",
     "summary",
 ]
 
@@ -52,6 +61,8 @@ _HOMES = {
     "Explanation": "fxcache.explain",
     "Summary": "fxcache.summary",
     "explain": "fxcache.explain",
+    "refresh_context": "fxcache.refresh",
+    "strify": "fxcache.short_name",
     **dict.fromkeys(("context", "disable_cache", "enable_cache", "generation", "reset", "summary"), "fxcache.api"),
 }
 """What needs torch, by the module that has it; loaded on first use, so that ``import fxcache`` is quick."""

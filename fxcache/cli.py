@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fxcache.errors import FxcacheError, OptionError
-from fxcache.options import Options, options_table
+from fxcache.option_table import options_table
+from fxcache.options import Options
 from fxcache.version import __version__
 
 __all__ = ["main"]

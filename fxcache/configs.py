@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from fxcache.errors import OptionError
 from fxcache.options import Options
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = [
+    "CacheConfig",
     "CalibratorConfig",
     "DBCacheConfig",
     "DMDCalibratorConfig",
     "FoCaCalibratorConfig",
     "RegressionCalibratorConfig",
     "TaylorSeerCalibratorConfig",
+    "changed_options",
+    "check_configs",
+    "config_classes",
 ]
 
 
@@ -28,9 +36,28 @@ class _Config:
         for entry in dataclasses.fields(self):
             object.__setattr__(self, entry.name, getattr(checked, entry.name))
 
+    def __new__(cls, **given: Any) -> Self:
+        """Remember which fields were given: where options are changed, only these are."""
+        config = super().__new__(cls)
+        object.__setattr__(config, "_given", frozenset(given))
+        return config
+
     def to_mapping(self) -> dict[str, Any]:
         """Return the options of this group by name."""
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+
+    def given(self) -> dict[str, Any]:
+        """Return the options whose fields were given when this was built, and what the class stands for.
+
+        >>> DBCacheConfig(max_warmup_steps=4).given()
+        {'max_warmup_steps': 4, 'method': 'dbcache'}
+        """
+        left_out = {entry.name for entry in dataclasses.fields(self)} - self.__dict__["_given"]
+        return {name: value for name, value in self.to_mapping().items() if name not in left_out}
+
+    def reset(self, **fields: Any) -> Self:
+        """Return a config of this class with these fields, all others not given."""
+        return type(self)(**fields)
 
     def to_options(self, **extra: Any) -> Options:
         """Return the options of the backend with this group; ``extra`` are further options by name.
@@ -41,7 +68,18 @@ class _Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DBCacheConfig(_Config):
+class CacheConfig(_Config):
+    """When a step is reused. Use one of the classes below."""
+
+    method: ClassVar[str]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the options of this group by name."""
+        return {**super().to_mapping(), "method": self.method}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DBCacheConfig(CacheConfig):
     """When a step is reused: the policy part of :class:`~fxcache.options.Options`, whose fields it shares.
 
     Each field means what the option of the same name means; ``python -m fxcache options`` lists them.
@@ -49,6 +87,8 @@ class DBCacheConfig(_Config):
     >>> DBCacheConfig(Fn_compute_blocks=1).to_options(inner_backend="eager").resolve_blocks(12)
     (1, 0)
     """
+
+    method: ClassVar[str] = "dbcache"
 
     Fn_compute_blocks: int | None = None
     Bn_compute_blocks: int = 0
@@ -70,10 +110,6 @@ class DBCacheConfig(_Config):
     l1_hidden_states_diff_threshold: float | None = None
     important_condition_threshold: float = 0.0
     downsample_factor: int = 1
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return the options of this group by name."""
-        return {**super().to_mapping(), "method": "dbcache"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +172,41 @@ class RegressionCalibratorConfig(CalibratorConfig):
 
     regression_history: int = 3
     regression_ridge: float = 1e-4
+
+
+def config_classes(kind: str) -> dict[str, type[_Config]]:
+    """Return the config classes by the value that they stand for; `kind` is the option ``method`` or ``calibrator``."""
+    found, waiting = {}, [_Config]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if hasattr(cls, kind):
+            found[getattr(cls, kind)] = cls
+    return found
+
+
+def check_configs(cache_config: object, calibrator_config: object) -> None:
+    """Raise OptionError for something else than a config of its kind."""
+    if cache_config is not None and (not isinstance(cache_config, _Config) or hasattr(cache_config, "calibrator")):
+        raise OptionError.of("cache_config", cache_config, "None or a DBCacheConfig")
+    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
+        raise OptionError.of("calibrator_config", calibrator_config, "None or a calibrator's config")
+
+
+def changed_options(
+    base: Options,
+    cache_config: CacheConfig | None,
+    calibrator_config: CalibratorConfig | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what two configs and further options, which win, change of the options that a model follows.
+
+    Of a config for the same method or calibrator only the given fields count, of another one all.
+    """
+    check_configs(cache_config, calibrator_config)
+    found: dict[str, Any] = {}
+    for kind, config in (("method", cache_config), ("calibrator", calibrator_config)):
+        if config is not None:
+            same = getattr(config, kind) == getattr(base, kind)
+            found.update(config.given() if same else config.to_mapping())
+    return {**found, **options}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import hashlib
-import inspect
 import json
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from fxcache import checks
 from fxcache.errors import OptionError
 from fxcache.version import __version__
 
-__all__ = ["OptionRow", "Options", "options_table"]
+__all__ = ["Options"]
 
 _DEFAULT_FN = 8
 _QUARTER = 4
@@ -70,9 +66,9 @@ class Options:
     begins after this many steps. None: not known. Source: cache-dit, which begins one step late."""
 
     force_refresh_step_hint: int | None = None
-    """Before this step of a generation, >= 1, the state of a branch is dropped, and its warmup, mask and limits begin
-    again; where the generation ends does not change. None: never. Source: cache-dit, which counts calls of the model
-    and moves the end."""
+    """Before this step of a generation, >= 1, the state of a branch is dropped, and its warmup and limits begin again.
+    The digits of a mask and the end of the generation stay where they are. None: never. Source: cache-dit, which counts
+    calls of the model and begins a new generation."""
 
     force_refresh_step_policy: Literal["once", "repeat"] = "once"
     """``once``: before the step of ``force_refresh_step_hint``; ``repeat``: before every multiple of it.
@@ -273,38 +269,6 @@ class Options:
         shaping["rewritten"], shaping["observes"] = self.can_reuse, self.observes
         text = json.dumps({"fxcache": __version__, **shaping}, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-class OptionRow(NamedTuple):
-    """One line of the table of options."""
-
-    name: str
-    type: str
-    default: str
-    meaning: str
-
-
-def options_table() -> list[OptionRow]:
-    """Return every option with its type, default and meaning, read from :class:`Options` itself."""
-    meanings = _field_docstrings(Options)
-    defaults = Options().to_dict()
-    return [
-        OptionRow(entry.name, str(entry.type), repr(defaults[entry.name]), meanings[entry.name])
-        for entry in dataclasses.fields(Options)
-    ]
-
-
-def _field_docstrings(cls: type) -> dict[str, str]:
-    """Return the docstring under each annotated field; Python itself does not keep them."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for statement, below in zip(body.body, body.body[1:], strict=False):
-        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
-            continue
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            found[statement.target.id] = " ".join(str(below.value.value).split())
-    return found
 
 
 _CHECKS: dict[str, checks.Check] = {

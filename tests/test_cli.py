@@ -13,7 +13,8 @@ import pytest
 
 from fxcache.cli import main
 from fxcache.errors import FxcacheError
-from fxcache.options import Options, options_table
+from fxcache.option_table import options_table
+from fxcache.options import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -25,7 +25,8 @@ from fxcache.configs import (
     TaylorSeerCalibratorConfig,
 )
 from fxcache.errors import OptionError
-from fxcache.options import Options, options_table
+from fxcache.option_table import options_table
+from fxcache.options import Options
 
 NAN, INF = math.nan, math.inf
 NAMES = [entry.name for entry in dataclasses.fields(Options)]

@@ -26,6 +26,8 @@ class Counters:
     """Reused calls since the last computed one."""
     accumulated_difference: float = 0.0
     """Sum of the differences of those."""
+    begun: int = 0
+    """Index from which the warmup counts."""
 
 
 def decide_before(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, Reason]:
@@ -39,7 +41,7 @@ def decide_before(options: Options, counters: Counters, has_state: bool) -> tupl
         return Mode.COMPUTE, Reason.MASK
     if options.has_static_mask:
         return (Mode.REUSE, Reason.MASK) if has_state else (Mode.COMPUTE, Reason.FIRST)
-    if counters.step in range(0, options.max_warmup_steps, options.warmup_interval):
+    if counters.step - counters.begun in range(0, options.max_warmup_steps, options.warmup_interval):
         return Mode.COMPUTE, Reason.WARMUP
     if 0 <= options.max_cached_steps <= counters.cached_steps:
         return Mode.COMPUTE, Reason.MAX_CACHED

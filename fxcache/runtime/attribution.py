@@ -106,7 +106,7 @@ class Attribution:
             if outcome.restarted:
                 _restart(model, context, outcome)
             context.reused = outcome.reused
-            context.statistics.add(StepRecord(context.step, _reason(lease, outcome), outcome.difference))
+            context.statistics.add(StepRecord(context.counters.step, _reason(lease, outcome), outcome.difference))
             if not outcome.reused:
                 context.remember(Stored(lease.slot, *_moment(lease, outcome, context)), model.options.history)
             model.policy.after(context.counters, outcome.reused, outcome.difference)
@@ -174,7 +174,7 @@ class Attribution:
         lease = Lease(self._allocate, _Ticket(context, model))
         lease.repeat_allowed = call.repeat_allowed(context.latents)
         clock = call.advance(context)
-        context.place(context.step, options)
+        context.refresh(options)
         context.owner, context.reused = weakref.ref(lease), None
         model.turns += 1
         context.turn = model.turns
@@ -250,7 +250,8 @@ def _restart(model: ModelState, context: Context, outcome: Outcome) -> None:
     model.restart(context)
     context.device_clock, context.latents, context.source = clock, latents, source
     if outcome.time is not None and math.isfinite(outcome.time[0]):
-        context.place(max(0, round(abs(outcome.time[0])) - 1), model.options)
+        context.counters.step = max(0, round(abs(outcome.time[0])) - 1)
+        context.refresh(model.options)
 
 
 def _moment(lease: Lease, outcome: Outcome, context: Context) -> tuple[int, float | None]:

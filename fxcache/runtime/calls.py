@@ -112,7 +112,7 @@ class Call:
         if self.step_index is not None:
             return context.step_index is not None and self.step_index <= context.step_index
         period = self.period(default_period)
-        if period is not None and context.step >= period:
+        if period is not None and context.counters.step >= period:
             return True
         return self.reading is not None and context.host_clock.restarts(self.reading, self.run.bounded)
 
@@ -122,7 +122,7 @@ class Call:
         if self.step_index is not None:
             context.step_index = self.step_index
             if self.explicit is not None:
-                context.counters.step = self.step_index - context.refreshed_at
+                context.counters.step = self.step_index
         if self.reading is not None:
             context.host_clock.advance(self.reading)
         if self.source is not TimeSource.DEVICE or not isinstance(self.timestep, torch.Tensor):

@@ -98,8 +98,6 @@ class Context:
         self.stored: list[Stored] = []
         """The computed steps that can be read, newest first."""
         self.counters = Counters()
-        self.refreshed_at = 0
-        """Step of the generation from which the counters count."""
         self.reused: bool | None = None
         """What the last call did; None before its end."""
         self.leader: tuple[ContextKey, int] | None = None
@@ -115,20 +113,14 @@ class Context:
         """Of the previous call; None before the first."""
         self.source = TimeSource.NONE
 
-    @property
-    def step(self) -> int:
-        """Step of the generation that the next call is."""
-        return self.refreshed_at + self.counters.step
-
-    def place(self, step: int, options: Options) -> None:
-        """Say which step of the generation the next call is; what is stored goes if a refresh lies before it."""
-        hint = options.force_refresh_step_hint
+    def refresh(self, options: Options) -> None:
+        """Drop what is stored if `force_refresh_step_hint` names the next step, or one since the last call."""
+        hint, step = options.force_refresh_step_hint, self.counters.step
         last = 0 if hint is None or step < hint else hint
         if hint is not None and options.force_refresh_step_policy == "repeat":
             last = step - step % hint
-        if last > self.refreshed_at:
-            self.valid, self.stored, self.counters, self.refreshed_at = False, [], Counters(), last
-        self.counters.step = step - self.refreshed_at
+        if last > self.counters.begun:
+            self.valid, self.stored, self.counters = False, [], Counters(step=step, begun=last)
 
     def next_slot(self, entries: int) -> int:
         """Return where a history of so many entries takes the next step: a free slot, or that of the oldest."""

@@ -12,7 +12,10 @@ from tests.repo.files import PACKAGE, ROOT, python_files, relative
 
 # layer: (its modules below fxcache, the layers it may import besides itself)
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "base": ({"checks", "configs", "errors", "options", "version"}, set()),
+    "base": (
+        {"checks", "configs", "errors", "dialect", "loading", "modifiers", "option_table", "options", "version"},
+        set(),
+    ),
     "kernels": ({"kernels"}, set()),
     "words": ({"runtime.interface"}, {"base"}),
     "calibrators": ({"calibrators"}, {"kernels"}),
@@ -25,7 +28,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"base", "calibrators", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
     "user": (
-        {"", "__main__", "api", "cli", "debug", "explain", "plot", "summary"},
+        {
+            *("", "__main__", "api", "cli", "debug", "enabled", "explain", "plot", "refresh", "short_name"),
+            *("summary", "targets"),
+        },
         {"base", "entry", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
 }

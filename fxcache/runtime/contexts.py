@@ -149,6 +149,7 @@ class Context:
             total_flops=self.flops[1],
             signature=self.key.signature,
             live=live,
+            began=self.era,
         )
 
 

@@ -69,11 +69,9 @@ class ModelTable:
         ]
         if base != options:
             self._changes.append(_Change(Identities(parameters), base, options))
-        wanted = self.having(parameters)
-        for key, model in list(self._models.items()):
-            if model in wanted and model.base == base:
+        for model in self.having(parameters):
+            if model.base == base:
                 model.follow(options)
-                self._models[key] = self._models.pop(key)  # what is in use is told last
 
     def having(self, parameters: Iterable[torch.Tensor] | None) -> list[ModelState]:
         """Return the models with any of these parameters; None: all."""

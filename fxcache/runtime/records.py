@@ -33,6 +33,8 @@ class ContextRecord:
     total_flops: int
     signature: str
     live: bool
+    began: int = 0
+    """Grows from context to context and from restart to restart, over all models."""
 
 
 @dataclass

@@ -37,10 +37,8 @@ cache_config:
   cache_type: DBCache
   max_warmup_steps: 8
   warmup_interval: 2
-  max_cached_steps: -1
   max_continuous_cached_steps: 2
   Fn_compute_blocks: 1
-  Bn_compute_blocks: 0
   residual_diff_threshold: 0.12
   enable_separate_cfg: true
   cfg_compute_first: false
@@ -49,7 +47,6 @@ cache_config:
   steps_computation_mask: "1111110100"
   steps_computation_policy: dynamic
   force_refresh_step_hint: null
-  max_accumulated_residual_diff_threshold: null
   enable_taylorseer: true
   enable_encoder_taylorseer: true
   taylorseer_cache_type: residual

@@ -48,7 +48,7 @@ def leader_of(model: ModelState, context: Context, call: Call) -> Context | None
         and other.key.run == context.key.run
         and other.turn > context.turn
         and other.reused is not None
-        and _same_step(call, other)
+        and _same_step(call, context, other)
     ]
     return min(others, key=lambda other: other.turn, default=None)
 
@@ -73,13 +73,15 @@ def follow(lease: Lease, context: Context, leader: Context) -> None:
         lease.threshold = math.inf
 
 
-def _same_step(call: Call, other: Context) -> bool:
+def _same_step(call: Call, context: Context, other: Context) -> bool:
     """Return whether the last call of another branch was made in the step of this one."""
     if other.latents is None or call.source is not other.source:
         return False
     same_latents = bool(other.latents.key) and other.latents.same(call.latents)
     if call.source in (TimeSource.INDEX, TimeSource.HOST):
-        # a copy for every call is no other step, but outside of a known run it may be another request
+        # A copy for every call is no other step. But outside of a known run it may be another request, and where the
+        # time stands still, as it does for a scheduler of second order, the next evaluation.
         same_size = other.key.activations[:1] == call.activations[:1]
-        return call.same_time(other) and (same_latents or (call.run.bounded and same_size))
+        copied = call.run.bounded and same_size and not call.same_time(context)
+        return call.same_time(other) and (same_latents or copied)
     return same_latents and other.latents.versioned

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fxcache.runtime.attribution import Attribution, Lease, Mode, Reason
-from fxcache.runtime.generation import Branch, Generation
+from fxcache.runtime.generation import Branch, BranchContext, Generation
 from fxcache.runtime.signals import _cache_context
 from tests.runtime.loop import Model, latents, schedule
 
@@ -143,6 +143,41 @@ def test_the_same_step_index_is_one_step(attribution, cond, uncond):
                 with named(("cond", "uncond")[branch], step):
                     words[branch] += model(latents(), torch.tensor([float(branch)]), cond, difference)
     assert words == ["C.C.C."] * 2
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_times_that_come_twice_are_two_steps(attribution, cond, uncond, copies):
+    model, words = following(attribution), ["", ""]
+    told = [(0.0, 0.0), (NEAR, FAR), (FAR, NEAR), (NEAR, FAR), (NEAR, FAR)]
+    with Generation():  # a scheduler of second order
+        for value, pair in zip((999.0, 749.0, 749.0, 499.0, 499.0), told, strict=True):
+            x = latents()
+            for branch, condition in enumerate((cond, uncond)):
+                time = torch.tensor([value])
+                words[branch] += model(x.clone() if copies else x, time, condition, pair[branch])
+    # what only its time shows to be of one step decides for itself where the time comes again
+    assert words == (["C.C..", "C...C"] if copies else ["C.C..", "C.C.."])
+
+
+def test_of_another_size_is_another_step(attribution, cond):
+    model, words = following(attribution), ["", ""]
+    with Generation():
+        for time, pair in zip(schedule(len(PAIRS)), PAIRS, strict=True):
+            for branch, size in enumerate((1, 2)):
+                words[branch] += model(latents(size), time, cond, pair[branch])
+    assert words == ["C.C.C.", "CC..CC"]
+
+
+def test_called_twice_in_a_step_a_branch_follows_once(attribution):
+    model, words = following(attribution), ["", ""]
+    with Generation():
+        for time in schedule(4):
+            x = latents()
+            for branch, differences in enumerate([[NEAR], [FAR, FAR]]):
+                for difference in differences:
+                    with BranchContext(str(branch)):
+                        words[branch] += model(x, time, None, difference)
+    assert words == ["C...", "CC.C.C.C"]
 
 
 def test_requests_that_take_turns_do_not_lead_each_other(attribution):

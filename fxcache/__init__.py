@@ -16,7 +16,9 @@ from fxcache.configs import (
     TaylorSeerCalibratorConfig,
 )
 from fxcache.errors import FxcacheError, OptionError, Refusal, RefusalError, RefusalWarning, StateError
+from fxcache.loading import load_configs, save_configs
 from fxcache.method_configs import EasyCacheConfig, IntervalConfig, MagCacheConfig, TeaCacheConfig
+from fxcache.modifiers import ParamsModifier
 from fxcache.options import Options
 from fxcache.steps import steps_mask
 from fxcache.version import __version__
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from fxcache.api import context, disable_cache, enable_cache, generation, reset, summary
     from fxcache.calibration import Calibration, calibrate
     from fxcache.explain import Explanation, explain
+    from fxcache.refresh import refresh_context
+    from fxcache.short_name import strify
     from fxcache.summary import Summary
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "MagCacheConfig",
     "OptionError",
     "Options",
+    "ParamsModifier",
     "Refusal",
     "RefusalError",
     "RefusalWarning",
@@ -55,8 +60,12 @@ __all__ = [
     "enable_cache",
     "explain",
     "generation",
+    "load_configs",
+    "refresh_context",
     "reset",
+    "save_configs",
     "steps_mask",
+    "strify",
     "summary",
 ]
 
@@ -66,6 +75,8 @@ _HOMES = {
     "Summary": "fxcache.summary",
     "calibrate": "fxcache.calibration",
     "explain": "fxcache.explain",
+    "refresh_context": "fxcache.refresh",
+    "strify": "fxcache.short_name",
     **dict.fromkeys(("context", "disable_cache", "enable_cache", "generation", "reset", "summary"), "fxcache.api"),
 }
 """What needs torch, by the module that has it; loaded on first use, so that ``import fxcache`` is quick."""

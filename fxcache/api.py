@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import nn
-
-from fxcache.configs import CacheConfig, CalibratorConfig
-from fxcache.errors import OptionError, StateError
+from fxcache.configs import CacheConfig, CalibratorConfig, check_configs
+from fxcache.dialect import without_foreign
+from fxcache.enabled import disable, enable
+from fxcache.errors import StateError
+from fxcache.modifiers import Modifiers, chosen_modifiers
 from fxcache.options import Options
 from fxcache.runtime.attribution import attribution
 from fxcache.runtime.generation import BranchContext, Generation
 from fxcache.runtime.signals import install
 from fxcache.summary import Summary, summarize
+from fxcache.targets import modules_of, original_of, tensors_of, transformers_of
 
 __all__ = ["context", "disable_cache", "enable_cache", "generation", "reset", "summary"]
 
@@ -22,28 +22,21 @@ Target = TypeVar("Target")
 
 _COMPILE_ARGUMENTS = ("fullgraph", "dynamic")
 """Arguments of `torch.compile` that `enable_cache` hands on."""
-_MARK = "_fxcache_enabled"
-
-
-@dataclass(frozen=True)
-class _Enabled:
-    """Kept on the compiled call itself: it lives and dies with it, and the model carries no attribute of ours."""
-
-    previous: Callable[..., Any] | None
-    options: Options
 
 
 def enable_cache(
     target: Target,
     cache_config: CacheConfig | None = None,
     calibrator_config: CalibratorConfig | None = None,
+    params_modifiers: Modifiers | None = None,
     **options: Any,
 ) -> Target:
     """Compile the transformers of a pipeline, or a bare module, in place with the fxcache backend; return the target.
 
     `cache_config` says when a step is reused, `calibrator_config` how it is then predicted (None: as the last computed
     one). `options` are the backend's options, which win over both, and `fullgraph` and `dynamic` as in `torch.compile`.
-    The module keeps its class, its state dict and its name. Enabling again replaces the options.
+    `params_modifiers` says what differs for single transformers of a pipeline, by name or in their order. The module
+    keeps its class, its state dict and its name. Enabling again replaces the options.
 
     Raises OptionError for wrong options or a target without a transformer, StateError for one that
     `torch.compile` has already wrapped.
@@ -59,26 +52,23 @@ def enable_cache(
         >>> fxcache.disable_cache(model) is model
         True
     """
+    options = without_foreign(options)
     compile_arguments = {name: options.pop(name) for name in _COMPILE_ARGUMENTS if name in options}
-    if cache_config is not None and not isinstance(cache_config, CacheConfig):
-        raise OptionError.of("cache_config", cache_config, "None or a config of a method, such as DBCacheConfig()")
-    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
-        raise OptionError.of("calibrator_config", calibrator_config, "None or a calibrator's config")
+    check_configs(cache_config, calibrator_config)
     groups = [group.to_mapping() for group in (cache_config, calibrator_config) if group is not None]
-    checked = Options.from_mapping({key: value for group in [*groups, options] for key, value in group.items()})
+    common = Options.from_mapping({key: value for group in [*groups, options] for key, value in group.items()})
     modules = transformers_of(target)
+    chosen = chosen_modifiers(list(modules), params_modifiers)
+    changed = {name: common.replace(**modifier.changes(common)) for name, modifier in chosen.items()}
     install()
     for name, module in modules.items():
-        if _original(module) is not module:
+        if original_of(module) is not module:
             raise StateError(
                 f"{name} is already wrapped by torch.compile: give enable_cache the original module, "
                 'or give torch.compile backend="fxcache"'
             )
-    for module in modules.values():
-        _disable(module)
-        previous = module._compiled_call_impl
-        module.compile(backend="fxcache", options=checked.to_dict(), **compile_arguments)
-        setattr(module._compiled_call_impl, _MARK, _Enabled(previous, checked))
+    for name, module in modules.items():
+        enable(module, changed.get(name, common), compile_arguments)
     return target
 
 
@@ -87,8 +77,8 @@ def disable_cache(target: Target) -> Target:
 
     What is not enabled is left alone.
     """
-    for module in _modules(target).values():
-        _disable(_original(module))
+    for module in modules_of(target).values():
+        disable(original_of(module))
     return target
 
 
@@ -96,8 +86,8 @@ def summary(target: object) -> Summary:
     """Return what the cache did for a pipeline or a module, however fxcache was switched on for it."""
     return summarize(
         (name, record)
-        for name, module in _modules(target).items()
-        for record in attribution.records((*module.parameters(), *module.buffers()))
+        for name, module in modules_of(target).items()
+        for record in attribution.records(tensors_of(module))
     )
 
 
@@ -106,8 +96,8 @@ def reset(target: object) -> None:
 
     The statistics stay.
     """
-    for module in _modules(target).values():
-        attribution.reset((*module.parameters(), *module.buffers()))
+    for module in modules_of(target).values():
+        attribution.reset(tensors_of(module))
 
 
 def generation(name: str | None = None, num_inference_steps: int | None = None) -> Generation:
@@ -125,40 +115,3 @@ def context(name: str, step_index: int | None = None, num_inference_steps: int |
     the call after `num_inference_steps`, where neither step nor generation is given.
     """
     return BranchContext(name, step_index, num_inference_steps)
-
-
-def _disable(module: nn.Module) -> None:
-    enabled = getattr(module._compiled_call_impl, _MARK, None)
-    if isinstance(enabled, _Enabled):
-        module._compiled_call_impl = enabled.previous
-        attribution.forget((*module.parameters(), *module.buffers()))
-
-
-def _original(module: nn.Module) -> nn.Module:
-    """Return the module inside the wrapper that `torch.compile` returns."""
-    original = module.__dict__.get("_modules", {}).get("_orig_mod")
-    return original if isinstance(original, nn.Module) else module
-
-
-def _modules(target: object) -> dict[str, nn.Module]:
-    """Return the modules of a target by name: the components of a pipeline, or the module itself."""
-    if isinstance(target, nn.Module):
-        return {type(_original(target)).__name__: target}
-    components = getattr(target, "components", None)
-    if not isinstance(components, Mapping):
-        raise OptionError.of("target", target, "a diffusers pipeline or a torch.nn.Module")
-    return {str(name): value for name, value in components.items() if isinstance(value, nn.Module)}
-
-
-def transformers_of(target: object) -> dict[str, nn.Module]:
-    modules = _modules(target)
-    if isinstance(target, nn.Module):
-        return modules
-    found = {name: module for name, module in modules.items() if "transformer" in name}
-    if not found:
-        names = ", ".join(modules) or "none"
-        raise OptionError(
-            f"target={type(target).__name__}: expected a component with 'transformer' in its name; its modules are: "
-            f"{names}. Give enable_cache the module itself."
-        )
-    return found

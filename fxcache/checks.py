@@ -24,15 +24,18 @@ __all__ = [
     "FrozenMapping",
     "choice",
     "dtype",
+    "finite_numbers",
     "integer",
     "integers",
     "mask",
     "names",
     "nearest",
     "number",
+    "optional_switch",
     "path",
+    "plain_mapping",
+    "switch",
 ]
-__all__ += ["PRESETS", "finite_numbers", "plain_mapping", "switch"]
 
 PRESETS = ("slow", "medium", "fast", "ultra")
 """Masks of steps that have a name, from many computed steps to few."""
@@ -161,6 +164,14 @@ def switch(name: str, value: Any) -> bool:
     if isinstance(plain, bool):
         return plain
     raise OptionError.of(name, value, "True or False")
+
+
+def optional_switch(name: str, value: Any) -> bool | None:
+    """Check for None, True or False."""
+    plain = _scalar(value)
+    if plain is None or isinstance(plain, bool):
+        return plain
+    raise OptionError.of(name, value, "None, True or False")
 
 
 def finite_numbers(least: int, most: int | None = None, *, above: float = -math.inf) -> Check:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from fxcache.errors import OptionError
 from fxcache.options import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "CacheConfig",
@@ -18,6 +22,9 @@ __all__ = [
     "FoCaCalibratorConfig",
     "RegressionCalibratorConfig",
     "TaylorSeerCalibratorConfig",
+    "changed_options",
+    "check_configs",
+    "config_classes",
 ]
 
 
@@ -30,9 +37,28 @@ class _Config:
         for entry in dataclasses.fields(self):
             object.__setattr__(self, entry.name, getattr(checked, entry.name))
 
+    def __new__(cls, **given: Any) -> Self:
+        """Remember which fields were given: where options are changed, only these are."""
+        config = super().__new__(cls)
+        object.__setattr__(config, "_given", frozenset(given))
+        return config
+
     def to_mapping(self) -> dict[str, Any]:
         """Return the options of this group by name."""
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+
+    def given(self) -> dict[str, Any]:
+        """Return the options whose fields were given when this was built, and what the class stands for.
+
+        >>> DBCacheConfig(max_warmup_steps=4).given()
+        {'max_warmup_steps': 4, 'method': 'dbcache'}
+        """
+        left_out = {entry.name for entry in dataclasses.fields(self)} - self.__dict__["_given"]
+        return {name: value for name, value in self.to_mapping().items() if name not in left_out}
+
+    def reset(self, **fields: Any) -> Self:
+        """Return a config of this class with these fields, all others not given."""
+        return type(self)(**fields)
 
     def to_options(self, **extra: Any) -> Options:
         """Return the options of the backend with this group; ``extra`` are further options by name.
@@ -46,6 +72,27 @@ class _Config:
 class CacheConfig(_Config):
     """When a step is reused: what the configs of all methods are. Use the one of a method."""
 
+    method: ClassVar[str]
+
+    Fn_compute_blocks: int | None = None
+    Bn_compute_blocks: int = 0
+    max_warmup_steps: int = 8
+    last_steps: int = 0
+    max_cached_steps: int = -1
+    max_continuous_cached_steps: int = -1
+    num_inference_steps: int | None = None
+    steps_computation_mask: str | Sequence[int] | None = None
+    steps_computation_policy: str = "dynamic"
+    force_refresh_step_hint: int | None = None
+    force_refresh_step_policy: str = "once"
+    enable_separate_cfg: bool | None = None
+    cfg_compute_first: bool = False
+    cfg_diff_compute_separate: bool = True
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the options of this group by name."""
+        return {**super().to_mapping(), "method": self.method}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DBCacheConfig(CacheConfig):
@@ -57,26 +104,15 @@ class DBCacheConfig(CacheConfig):
     (1, 0)
     """
 
-    Fn_compute_blocks: int | None = None
-    Bn_compute_blocks: int = 0
+    method: ClassVar[str] = "dbcache"
+
     residual_diff_threshold: float = 0.08
-    max_warmup_steps: int = 8
     warmup_interval: int = 1
-    last_steps: int = 0
-    max_cached_steps: int = -1
-    max_continuous_cached_steps: int = -1
     max_accumulated_residual_diff_threshold: float | None = None
-    num_inference_steps: int | None = None
-    steps_computation_mask: str | Sequence[int] | None = None
-    steps_computation_policy: str = "dynamic"
     indicator: str | None = None
     l1_hidden_states_diff_threshold: float | None = None
     important_condition_threshold: float = 0.0
     downsample_factor: int = 1
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return the options of this group by name."""
-        return {**super().to_mapping(), "method": "dbcache"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +123,8 @@ class DBPruneConfig(DBCacheConfig):
     [(1, 2), (2, 3), (3, 4), (5, 6)]
     """
 
+    method: ClassVar[str] = "dbprune"
+
     non_prune_block_ids: Sequence[int] = ()
     prune_indicator: str = "previous"
     prune_group: int = 1
@@ -94,10 +132,6 @@ class DBPruneConfig(DBCacheConfig):
     max_dynamic_prune_threshold: float | None = None
     dynamic_prune_threshold_relax_ratio: float = 1.25
     force_reduce_calibrator_vram: bool = False
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return the options of this group by name."""
-        return {**super().to_mapping(), "method": "dbprune"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +194,41 @@ class RegressionCalibratorConfig(CalibratorConfig):
 
     regression_history: int = 3
     regression_ridge: float = 1e-4
+
+
+def config_classes(kind: str) -> dict[str, type[_Config]]:
+    """Return the config classes by the value that they stand for; `kind` is the option ``method`` or ``calibrator``."""
+    found, waiting = {}, [_Config]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if hasattr(cls, kind):
+            found[getattr(cls, kind)] = cls
+    return found
+
+
+def check_configs(cache_config: object, calibrator_config: object) -> None:
+    """Raise OptionError for something else than a config of its kind."""
+    if cache_config is not None and not isinstance(cache_config, CacheConfig):
+        raise OptionError.of("cache_config", cache_config, "None or a config of a method, such as DBCacheConfig()")
+    if calibrator_config is not None and not isinstance(calibrator_config, CalibratorConfig):
+        raise OptionError.of("calibrator_config", calibrator_config, "None or a calibrator's config")
+
+
+def changed_options(
+    base: Options,
+    cache_config: CacheConfig | None,
+    calibrator_config: CalibratorConfig | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what two configs and further options, which win, change of the options that a model follows.
+
+    Of a config for the same method or calibrator only the given fields count, of another one all.
+    """
+    check_configs(cache_config, calibrator_config)
+    found: dict[str, Any] = {}
+    for kind, config in (("method", cache_config), ("calibrator", calibrator_config)):
+        if config is not None:
+            same = getattr(config, kind) == getattr(base, kind)
+            found.update(config.given() if same else config.to_mapping())
+    return {**found, **options}

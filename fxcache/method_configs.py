@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fxcache.configs import CacheConfig
 
@@ -13,23 +13,10 @@ __all__ = ["EasyCacheConfig", "IntervalConfig", "MagCacheConfig", "TeaCacheConfi
 
 @dataclass(frozen=True, kw_only=True)
 class _MethodConfig(CacheConfig):
-    """What the methods share: the whole trunk is skipped, the first and the last step are computed."""
+    """What the methods share: the first and the last step are computed."""
 
-    method: ClassVar[str]
-
-    Fn_compute_blocks: int | None = None
-    Bn_compute_blocks: int = 0
     max_warmup_steps: int = 1
     last_steps: int = 1
-    max_cached_steps: int = -1
-    max_continuous_cached_steps: int = -1
-    num_inference_steps: int | None = None
-    steps_computation_mask: str | Sequence[int] | None = None
-    steps_computation_policy: str = "dynamic"
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return the options of this group by name."""
-        return {**super().to_mapping(), "method": self.method}
 
 
 @dataclass(frozen=True, kw_only=True)

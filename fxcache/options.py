@@ -91,6 +91,28 @@ class Options:
     """Steps of one generation, >= 1: where neither the pipeline nor the time of the step shows a new generation, one
     begins after this many steps. None: not known. Source: cache-dit, which begins one step late."""
 
+    force_refresh_step_hint: int | None = None
+    """Before this step of a generation, >= 1, the state of a branch is dropped, and its warmup and limits begin again.
+    The digits of a mask and the end of the generation stay where they are. None: never. Source: cache-dit, which counts
+    calls of the model and begins a new generation."""
+
+    force_refresh_step_policy: Literal["once", "repeat"] = "once"
+    """``once``: before the step of ``force_refresh_step_hint``; ``repeat``: before every multiple of it.
+    Source: cache-dit."""
+
+    enable_separate_cfg: bool | None = None
+    """How the calls of one step are told apart. None: by the names that the pipeline gives and by their conditioning.
+    True: calls that nothing else tells apart also by their order within the step. False: one call per step, even if its
+    conditioning is another one every time. Source: cache-dit, which counts calls."""
+
+    cfg_compute_first: bool = False
+    """Whether the unconditional branch is called first. The branch called first leads, whichever that is; with
+    ``enable_separate_cfg=True`` this says what branches without a name are called. Source: cache-dit."""
+
+    cfg_diff_compute_separate: bool = True
+    """Whether every branch decides for itself. False: the branches called later in a step do what the first one did,
+    without a comparison; where that is impossible they decide. Source: cache-dit."""
+
     l1_hidden_states_diff_threshold: float | None = None
     """If set: compare the states after the first blocks, not their residual, and against this number; 0 or less never
     reuses. Source: cache-dit."""
@@ -373,6 +395,11 @@ _CHECKS: dict[str, checks.Check] = {
     "max_continuous_cached_steps": checks.integer(-1),
     "max_accumulated_residual_diff_threshold": checks.number(above=0, optional=True),
     "num_inference_steps": checks.integer(1, optional=True),
+    "force_refresh_step_hint": checks.integer(1, optional=True),
+    "force_refresh_step_policy": checks.choice("once", "repeat"),
+    "enable_separate_cfg": checks.optional_switch,
+    "cfg_compute_first": checks.switch,
+    "cfg_diff_compute_separate": checks.switch,
     "l1_hidden_states_diff_threshold": checks.number(optional=True),
     "important_condition_threshold": checks.number(at_least=0),
     "downsample_factor": checks.integer(1),
@@ -408,10 +435,11 @@ _CHECKS: dict[str, checks.Check] = {
 }
 
 _HOST_ONLY = frozenset(
-    "cache_interval calibrator_time dump_dir dynamic_prune_threshold_relax_ratio enable_dynamic_prune_threshold "
-    "last_steps magnitude_ratios max_accumulated_residual_diff_threshold max_cached_steps max_contexts "
-    "max_continuous_cached_steps max_dynamic_prune_threshold max_state_bytes max_warmup_steps num_inference_steps "
-    "on_refusal rescale_coefficients residual_diff_threshold retention_ratio steps_computation_mask "
-    "warmup_interval".split()
+    "cache_interval calibrator_time cfg_compute_first cfg_diff_compute_separate dump_dir "
+    "dynamic_prune_threshold_relax_ratio enable_dynamic_prune_threshold enable_separate_cfg force_refresh_step_hint "
+    "force_refresh_step_policy last_steps magnitude_ratios max_accumulated_residual_diff_threshold max_cached_steps "
+    "max_contexts max_continuous_cached_steps max_dynamic_prune_threshold max_state_bytes max_warmup_steps "
+    "num_inference_steps on_refusal rescale_coefficients residual_diff_threshold retention_ratio "
+    "steps_computation_mask warmup_interval".split()
 )
 """Options that only the code around the graph reads: the graph takes a threshold as an input."""

@@ -13,7 +13,7 @@ from fxcache.runtime.records import ContextRecord, ModelRecord
 
 __all__ = ["ContextSummary", "Summary", "summarize"]
 
-_NO_STEP = frozenset({Reason.REPEATED, Reason.BUSY, Reason.TOO_LARGE, Reason.UNATTRIBUTED})
+_NO_STEP = frozenset({Reason.REPEATED, Reason.OTHER_CONDITIONING, Reason.BUSY, Reason.TOO_LARGE, Reason.UNATTRIBUTED})
 _SIGNS = {Reason.REUSED.value: ".", Reason.PARTLY.value: "m"}
 _COLUMNS = ("model", "generation", "branch", "shape", "steps", "computed", "reused", "difference", "state", "speedup")
 _NUMBERS = frozenset(_COLUMNS[4:])
@@ -131,13 +131,20 @@ class Summary:
 
 def summarize(models: Iterable[tuple[str, ModelRecord]]) -> Summary:
     """Build the summary from the records of the runtime, each with the label of its model."""
-    contexts: list[ContextSummary] = []
+    found: dict[str, list[ModelRecord]] = {}
     refused: dict[str, int] = {}
     for label, model in models:
-        contexts += [_context(label, record) for record in model.contexts]
+        found.setdefault(label, []).append(model)
         for reason, count in model.refused.items():
             refused[reason.value] = refused.get(reason.value, 0) + count
+    contexts = [_context(label, record) for label, group in found.items() for record in _in_order(group)]
     return Summary(tuple(contexts), refused)
+
+
+def _in_order(models: list[ModelRecord]) -> list[ContextRecord]:
+    """Return the contexts of one model, of which there are several records if its options have changed."""
+    records = [record for model in models for record in model.contexts]
+    return records if len(models) == 1 else sorted(records, key=lambda record: (record.live, record.began))
 
 
 def _context(label: str, record: ContextRecord) -> ContextSummary:

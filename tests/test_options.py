@@ -106,6 +106,11 @@ valid_options = st.fixed_dictionaries(
         "max_continuous_cached_steps": st.integers(-1, 99),
         "max_accumulated_residual_diff_threshold": st.none() | st.floats(1e-6, 1e6),
         "num_inference_steps": st.none() | counts,
+        "force_refresh_step_hint": st.none() | counts,
+        "force_refresh_step_policy": st.sampled_from(["once", "repeat"]),
+        "enable_separate_cfg": st.sampled_from([None, True, False]),
+        "cfg_compute_first": st.booleans(),
+        "cfg_diff_compute_separate": st.booleans(),
         "l1_hidden_states_diff_threshold": st.none() | finite,
         "important_condition_threshold": st.floats(0, 1e6),
         "downsample_factor": counts,
@@ -176,6 +181,11 @@ CHANGES = {
     "max_continuous_cached_steps": 5,
     "max_accumulated_residual_diff_threshold": 0.5,
     "num_inference_steps": 20,
+    "force_refresh_step_hint": 3,
+    "force_refresh_step_policy": "repeat",
+    "enable_separate_cfg": False,
+    "cfg_compute_first": True,
+    "cfg_diff_compute_separate": False,
     "l1_hidden_states_diff_threshold": 0.1,
     "important_condition_threshold": 0.1,
     "downsample_factor": 2,
@@ -207,7 +217,8 @@ HOST_ONLY["magnitude_ratios"] = (1.0, 0.9)
 HOST_ONLY["retention_ratio"] = 0.5
 # inputs of the graph, or what is counted in front of it
 AT_RUN_TIME = """
-    calibrator_time max_accumulated_residual_diff_threshold max_cached_steps max_continuous_cached_steps
+    calibrator_time cfg_compute_first cfg_diff_compute_separate enable_separate_cfg force_refresh_step_hint
+    force_refresh_step_policy max_accumulated_residual_diff_threshold max_cached_steps max_continuous_cached_steps
     max_warmup_steps num_inference_steps residual_diff_threshold warmup_interval
 """.split()
 HOST_ONLY.update({name: CHANGES.pop(name) for name in AT_RUN_TIME})
@@ -270,7 +281,8 @@ def test_config_shares_names_defaults_and_types_with_the_options():
     of_options = {entry.name: entry for entry in dataclasses.fields(Options)}
     # what a user may write for an option that is kept in a narrower form
     written = {"steps_computation_mask": "str | Sequence[int] | None"}
-    written |= dict.fromkeys(("steps_computation_policy", "calibrator_cache_type", "calibrator_time"), "str")
+    words = "steps_computation_policy force_refresh_step_policy calibrator_cache_type calibrator_time"
+    written |= dict.fromkeys(words.split(), "str")
     written |= {"indicator": "str | None", "calibrator_dtype": "Any"}
     configs = (FoCaCalibratorConfig, TaylorSeerCalibratorConfig, DMDCalibratorConfig, RegressionCalibratorConfig)
     for config in (DBCacheConfig, *configs):
@@ -279,7 +291,7 @@ def test_config_shares_names_defaults_and_types_with_the_options():
             assert (entry.type, entry.default) == (written.get(entry.name, option.type), option.default)
     assert {entry.name for config in configs for entry in dataclasses.fields(config)} == {
         name for name in NAMES if name.startswith(("calibrator_", "enable_", "taylorseer_", "dmd_", "regression_"))
-    }
+    } - {"enable_separate_cfg"}
     assert DBCacheConfig().to_options() == Options()
 
 

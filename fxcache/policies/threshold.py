@@ -33,6 +33,8 @@ class Counters:
     """Index of the last of them."""
     total_steps: int | None = None
     """Calls of the whole generation, where somebody has said it."""
+    begun: int = 0
+    """Index from which the warmup counts."""
 
 
 def decide_before(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, Reason]:
@@ -60,7 +62,7 @@ def rule(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, R
         return (Mode.REUSE, Reason.MASK) if has_state else (Mode.COMPUTE, Reason.FIRST)
     if total is not None and options.last_steps and counters.step >= total - options.last_steps:
         return Mode.COMPUTE, Reason.LAST
-    if counters.step in range(0, options.max_warmup_steps, options.warmup_interval):
+    if counters.step - counters.begun in range(0, options.max_warmup_steps, options.warmup_interval):
         return Mode.COMPUTE, Reason.WARMUP
     if 0 <= options.max_cached_steps <= counters.cached_steps:
         return Mode.COMPUTE, Reason.MAX_CACHED

@@ -7,6 +7,7 @@ generation has begun in it. In doubt a call is computed and leaves no trace.
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,8 @@ from fxcache.options import Options
 from fxcache.runtime.calls import Call, describe, parameters_at
 from fxcache.runtime.clock import on_host
 from fxcache.runtime.contexts import Context, ModelState
+from fxcache.runtime.guidance import follow, is_other_branch, key_of, leader_of, left_by
+from fxcache.runtime.identity import Identities
 from fxcache.runtime.interface import (
     GraphInfo,
     InputRoles,
@@ -77,13 +80,13 @@ class Attribution:
         parameters = parameters_at(args, info.roles.parameters)
         with self._lock:
             model = self._table.find(info, parameters)
-            if not call.attributable(info.options.num_inference_steps):
+            if not call.attributable(model.options.num_inference_steps):
                 return self._refuse(model, None, Reason.UNATTRIBUTED)
-            context = self._table.context(model, info, call.key, call.run, call.conditioning)
+            context = self._context(model, info, call)
             if context.busy:
                 return self._refuse(model, context, Reason.BUSY)
-            if context.owner is not None:
-                _abandon(model, context)  # its call has vanished without a word
+            if is_other_branch(call, context):
+                return self._refuse(model, context, Reason.OTHER_CONDITIONING)
             if call.repeats(context):
                 return self._refuse(model, context, Reason.REPEATED)
             return self._lease(model, context, call)
@@ -104,6 +107,8 @@ class Attribution:
             context.reported = lease.mode is Mode.DECIDE
             if outcome.restarted:
                 _restart(model, context, outcome)
+            context.reused = outcome.reused
+            context.reused_units = tuple(unit.reused for unit in outcome.units)
             saved = _saved(context, outcome)
             reason = _reason(lease, outcome)
             record = StepRecord(context.counters.step, reason, outcome.difference, pruned_blocks=saved.blocks)
@@ -126,35 +131,76 @@ class Attribution:
 
     def forget(self, parameters: Iterable[torch.Tensor] | None = None) -> None:
         """Drop everything known of the models with any of these parameters (None: of all)."""
+        parameters = None if parameters is None else tuple(parameters)
         with self._lock:
+            self._table.forget_changes(parameters)
             for model in self._table.having(parameters):
                 self._table.forget(model)
+
+    def refresh(self, parameters: Iterable[torch.Tensor], base: Options, options: Options) -> None:
+        """Begin a new generation of these parameters' models; their graphs compiled under `base` follow `options`.
+
+        The two may differ only in what does not shape a graph. A call that is running ends as it began.
+        """
+        with self._lock:
+            parameters = tuple(parameters)
+            self._table.change(parameters, base, options)
+            for model in self._table.having(parameters):
+                model.drop_where(lambda _: True)
+
+    def options(self, parameters: Iterable[torch.Tensor]) -> dict[Options, Options]:
+        """Return, of the graphs that these parameters' models have called, the options compiled in and those in use."""
+        with self._lock:
+            return {model.base: model.options for model in self._table.having(parameters)}
 
     def records(self, parameters: Iterable[torch.Tensor] | None = None) -> list[ModelRecord]:
         """Return the statistics of the models with any of these parameters (None: of all). Touches no device."""
         with self._lock:
             return [model.record() for model in self._table.having(parameters)]
 
+    def _context(self, model: ModelState, info: GraphInfo, call: Call) -> Context:
+        """Return the context of a call; of calls that nothing tells apart the n-th of the step goes to the n-th one."""
+        first = key_of(call, model.options)
+        watched = call.conditioning if first.conditioning else ()
+        for order in itertools.count():
+            context = self._table.context(model, info, first._replace(order=order), call.run, watched)
+            if context.owner is not None and not context.busy:
+                _abandon(model, context)  # its call has vanished without a word
+            if context.busy or not (model.options.enable_separate_cfg and call.repeats(context)):
+                return context
+        raise AssertionError("endless")
+
     def _lease(self, model: ModelState, context: Context, call: Call) -> Lease:
-        if call.restarts(context, model.options.num_inference_steps):
+        options = model.options
+        leader = None if options.cfg_diff_compute_separate else leader_of(model, context, call)
+        left_behind = leader is not None and left_by(context, leader)
+        if call.restarts(context, options.num_inference_steps) or left_behind:
             model.restart(context)
         lease = Lease(self._allocate, _Ticket(context, model))
         lease.repeat_allowed = call.repeat_allowed(context.latents)
         clock = call.advance(context)
-        context.owner = weakref.ref(lease)
+        context.refresh(options)
+        context.owner, context.reused = weakref.ref(lease), None
+        model.turns += 1
+        context.turn = model.turns
+        context.conditioned = None if context.key.conditioning else Identities(call.conditioning)
         lease.store = True
-        context.counters.total_steps = call.total_steps(model.options.num_inference_steps)
-        context.note_steps(model.options)
-        lease.mode, lease.reason = model.policy.decide_before(model.options, context.counters, context.valid)
-        lease.offset, lease.coefficients = model.policy.scale(model.options, context.counters)
-        lease.now = (context.counters.step, call.time(model.options.calibrator_time))
+        context.counters.total_steps = call.total_steps(options.num_inference_steps)
+        context.note_steps(options)
+        lease.mode, lease.reason = model.policy.decide_before(options, context.counters, context.valid)
+        lease.offset, lease.coefficients = model.policy.scale(options, context.counters)
+        lease.now = (context.counters.step, call.time(options.calibrator_time))
         if lease.mode is Mode.REUSE and clock is not None:
             lease.mode = Mode.DECIDE  # only the device knows whether this is still the same generation
         if lease.mode is Mode.DECIDE:
-            lease.threshold, lease.clock = model.policy.threshold(model.options), clock
+            lease.threshold, lease.clock = model.policy.threshold(options), clock
+            if leader is not None:
+                follow(lease, context, leader)
         elif clock is not None and context.valid and lease.reason in _NEEDS_CLOCK:
             lease.mode, lease.threshold, lease.clock = Mode.DECIDE, -math.inf, clock
-        _say_what_is_stored(lease, context, model.options)
+        _say_what_is_stored(lease, context, options, leader)
+        if leader is not None:
+            context.leader = (leader.key, leader.era)
         return lease
 
     def _refuse(self, model: ModelState, context: Context | None, reason: Reason) -> Lease:
@@ -199,14 +245,16 @@ def _compute_instead(lease: Lease, reason: Reason) -> None:
     lease.units = tuple(UnitTerms(Mode.COMPUTE, (), 0) for _ in lease.units)
 
 
-def _say_what_is_stored(lease: Lease, context: Context, options: Options) -> None:
+def _say_what_is_stored(lease: Lease, context: Context, options: Options, leader: Context | None) -> None:
     """Put the stored steps and the next slot into the lease, per unit if there are several."""
     slots = [ring.next_slot(options.history) for ring in context.rings]
     lease.stored, lease.slot = tuple(context.rings[0].stored), slots[0]
     if not context.units:
         return
     growths = [1.0] * len(slots)
-    if lease.mode is Mode.DECIDE and options.observes and options.prune_indicator == "previous":
+    if lease.reason is Reason.FOLLOWS and leader is not None and leader.reused_units:
+        growths = [1.0 if reused else math.nan for reused in leader.reused_units]
+    elif lease.mode is Mode.DECIDE and options.observes and options.prune_indicator == "previous":
         growths = [ring.growth(context.counters.step) for ring in context.rings]
     lease.units = tuple(
         UnitTerms(Mode.COMPUTE if math.isnan(growth) else lease.mode, tuple(ring.stored), slot, growth)
@@ -254,6 +302,7 @@ def _restart(model: ModelState, context: Context, outcome: Outcome) -> None:
     context.device_clock, context.latents, context.source = clock, latents, source
     if outcome.time is not None and math.isfinite(outcome.time[0]):
         context.counters.step = max(0, round(abs(outcome.time[0])) - 1)
+        context.refresh(model.options)
 
 
 def _moment(lease: Lease, outcome: Outcome, context: Context) -> tuple[int, float | None]:

@@ -90,6 +90,12 @@ class Call:
             return False
         return self.run.bounded or self.source is not TimeSource.NONE or self.period(default_period) is not None
 
+    def same_time(self, context: Context) -> bool:
+        """Return whether the context's previous call came at the same step index or time, as far as the host knows."""
+        if self.step_index is not None:
+            return self.step_index == context.step_index
+        return self.reading is not None and context.host_clock.reads(self.reading)
+
     def repeats(self, context: Context) -> bool:
         """Return whether this is the context's previous call once more, not its next step."""
         last = context.latents
@@ -98,8 +104,7 @@ class Call:
         if self.step_index is not None and self.step_index != context.step_index:
             return False
         if self.reading is not None:
-            before = context.host_clock.last
-            return before is not None and self.reading.comparable(before) and self.reading.value == before.value
+            return context.host_clock.reads(self.reading)
         # an inference tensor may have been written in place unseen: then only the device's clock can tell
         return last.versioned or not isinstance(self.timestep, torch.Tensor)
 

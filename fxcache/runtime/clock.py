@@ -93,6 +93,10 @@ class HostClock:
     last: Reading | None = None
     direction: float = 0.0
 
+    def reads(self, now: Reading) -> bool:
+        """Return whether `now` is the last time once more."""
+        return self.last is not None and now.comparable(self.last) and now.value == self.last.value
+
     def restarts(self, now: Reading, bounded: bool) -> bool:
         """Return whether `now` cannot follow the last time. Where a run's ends are known (`bounded`), it may repeat."""
         if self.last is None:

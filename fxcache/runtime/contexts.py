@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections import Counter, OrderedDict, deque
@@ -21,6 +22,8 @@ from fxcache.runtime.records import MAX_ENDED_KEPT, ContextRecord, ModelRecord, 
 LAST_STEPS_UNKNOWN = "last_steps={} has no effect: the number of steps is not known"
 
 ActivationSignature = tuple[tuple[tuple[int, ...], torch.dtype, torch.device] | None, ...]
+
+_eras = itertools.count()
 
 
 class TimeSource(Enum):
@@ -43,6 +46,8 @@ class ContextKey(NamedTuple):
     conditioning: tuple[tuple[int, int], ...]
     signature: str
     activations: ActivationSignature
+    order: int = 0
+    """Place in the step, where nothing else tells its calls apart."""
 
 
 class Ring:
@@ -76,12 +81,22 @@ class Context:
     """State, counters and clock of one (run, branch, graph structure, shapes)."""
 
     def __init__(
-        self, key: ContextKey, info: GraphInfo, generation: str, branch: str, conditioning: Identities
+        self,
+        key: ContextKey,
+        info: GraphInfo,
+        threshold: float,
+        generation: str,
+        branch: str,
+        conditioning: Identities,
     ) -> None:
         self.key = key
+        self.turn = 0
+        """Number of its last call among those of the model."""
+        self.ambiguous = False
+        """Whether calls of one step came with different conditioning, although it does not tell branches apart."""
         # not the graph's description itself: it would never die, and its end is the end of a model without parameters
         self.flops = (info.middle_flops, info.total_flops)
-        self.threshold = info.options.effective_threshold
+        self.threshold = threshold
         self.trunk = info.trunk
         self.units = info.units
         self.generation = generation
@@ -109,10 +124,20 @@ class Context:
     def restart(self) -> None:
         """Begin step 0 of another generation: nothing stored may be read."""
         self.segment += 1
+        self.era = next(_eras)
+        """Number of this generation among those of all contexts."""
         self.valid = False
         self.rings = [Ring() for _ in self.units or "1"]
         """What is stored, per unit of the trunk that is decided for itself, or in all."""
         self.counters = Counters()
+        self.reused: bool | None = None
+        """What the last call did; None before its end."""
+        self.reused_units: tuple[bool, ...] = ()
+        """The same per unit, where the trunk has several and the graph was asked."""
+        self.leader: tuple[ContextKey, int] | None = None
+        """The branch that led it last, and the era of that one."""
+        self.conditioned: Identities | None = None
+        """The conditioning of the previous call, where it does not tell branches apart."""
         self.host_clock = HostClock()
         self.device_clock: DeviceClock | None = None
         self.reported = True
@@ -127,6 +152,16 @@ class Context:
         self.valid = False
         self.counters.computed_steps = 0
         self.rings = [Ring() for _ in self.rings]
+
+    def refresh(self, options: Options) -> None:
+        """Drop what is stored if `force_refresh_step_hint` names the next step, or one since the last call."""
+        hint, step = options.force_refresh_step_hint, self.counters.step
+        last = 0 if hint is None or step < hint else hint
+        if hint is not None and options.force_refresh_step_policy == "repeat":
+            last = step - step % hint
+        if last > self.counters.begun:
+            self.forget_stored()
+            self.counters = Counters(step=step, begun=last)
 
     def note_steps(self, options: Options) -> None:
         """Note what the options ask for and cannot have, because nobody says how many steps there will be."""
@@ -153,6 +188,7 @@ class Context:
             signature=self.key.signature,
             live=live,
             notes=self.notes,
+            began=self.era,
         )
 
 
@@ -160,8 +196,9 @@ class ModelState:
     """The contexts of one model (one set of parameter objects) under one set of options, least recently used first."""
 
     def __init__(self, options: Options, parameters: Identities) -> None:
-        self.options = options
-        self.policy: Policy = policy_of(options)
+        self.base = options
+        """Those that its graphs were compiled under."""
+        self.follow(options)
         self.parameters = parameters
         self.ids = frozenset(key[0] for key in parameters.key)
         self.contexts: OrderedDict[ContextKey, Context] = OrderedDict()
@@ -169,6 +206,12 @@ class ModelState:
         self.ended: deque[ContextRecord] = deque(maxlen=MAX_ENDED_KEPT)
         self.trunk = ""
         self.dropped = False
+        self.turns = 0
+
+    def follow(self, options: Options) -> None:
+        """Take these options, which must not differ from the graph's where they shape it, from the next call on."""
+        self.options = options
+        self.policy: Policy = policy_of(options)
 
     def find(self, key: ContextKey) -> Context | None:
         """Return the context of this key and make it the most recently used one."""
@@ -231,6 +274,11 @@ class ModelState:
         taken = {context.branch for context in self.contexts.values() if context.key.run == key.run}
         if base is not None and base not in taken:
             return base
+        if base is None and self.options.enable_separate_cfg:
+            names = ("uncond", "cond") if self.options.cfg_compute_first else ("cond", "uncond")
+            free = [name for name in names if name not in taken]
+            if free:
+                return free[0]
         count = 1
         while (name := f"{base} ({count + 1})" if base is not None else f"branch {count}") in taken:
             count += 1

@@ -41,10 +41,12 @@ class Reason(str, Enum):
     MAX_ACCUMULATED = "accumulated difference"
     DISABLED = "threshold <= 0"
     FIRST = "first step"
+    FOLLOWS = "follows the other branch"
     NOT_FINITE = "not finite"
     RESTART = "time restarted"
     UNATTRIBUTED = "no context for this call"
     REPEATED = "repeated call"
+    OTHER_CONDITIONING = "other conditioning in the same step"
     BUSY = "context in use by another call"
     TOO_LARGE = "max_state_bytes"
 

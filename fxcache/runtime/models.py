@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from fxcache.options import Options
 from fxcache.runtime.contexts import Context, ContextKey, ModelState
 from fxcache.runtime.generation import Run
 from fxcache.runtime.identity import Identities
@@ -24,6 +26,7 @@ class ModelTable:
 
     def __init__(self) -> None:
         self._models: dict[object, ModelState] = {}
+        self._changes: list[_Change] = []
         self._watched: set[int] = set()
         self.mailbox: Mailbox[Message] = Mailbox(lambda message: message(self))
 
@@ -35,6 +38,9 @@ class ModelTable:
             return model
         gone = self._callback(lambda table: table._forget(key))
         model = self._models[key] = ModelState(info.options, Identities(parameters, gone))
+        for change in self._changes:
+            if change.base == model.base and change.concerns(parameters):
+                model.follow(change.options)
         if not parameters:
             weakref.finalize(info, gone, None).atexit = False
         return model
@@ -47,10 +53,25 @@ class ModelTable:
         if context is None:
             reference = weakref.ref(model)
             gone = self._callback(lambda _: _drop(reference, key))
-            context = Context(key, info, run.label, model.label(key), Identities(conditioning, gone))
+            threshold = model.options.effective_threshold
+            watched = Identities(conditioning, gone)
+            context = Context(key, info, threshold, run.label, model.label(key), watched)
             model.add(context)
             self._watch(run)
         return context
+
+    def change(self, parameters: tuple[torch.Tensor, ...], base: Options, options: Options) -> None:
+        """Let graphs of these parameters that were compiled under `base` follow `options`, also those still to come."""
+        self._changes = [
+            change
+            for change in self._changes
+            if change.alive and not (change.base == base and change.concerns(parameters))
+        ]
+        if base != options:
+            self._changes.append(_Change(Identities(parameters), base, options))
+        for model in self.having(parameters):
+            if model.base == base:
+                model.follow(options)
 
     def having(self, parameters: Iterable[torch.Tensor] | None) -> list[ModelState]:
         """Return the models with any of these parameters; None: all."""
@@ -63,6 +84,12 @@ class ModelTable:
         """Drop a model with everything kept for it."""
         for key in [key for key, other in self._models.items() if other is model]:
             self._forget(key)
+
+    def forget_changes(self, parameters: tuple[torch.Tensor, ...] | None) -> None:
+        """Let graphs of these parameters (None: all) follow what was compiled in."""
+        self._changes = [
+            change for change in self._changes if parameters is not None and not change.concerns(parameters)
+        ]
 
     def _forget(self, key: object) -> None:
         model = self._models.pop(key, None)
@@ -92,6 +119,24 @@ class ModelTable:
                 table.mailbox.post(message)
 
         return post
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Options in place of those that were compiled in."""
+
+    parameters: Identities
+    base: Options
+    options: Options
+
+    @property
+    def alive(self) -> bool:
+        return any(reference() is not None for reference in self.parameters.refs)
+
+    def concerns(self, parameters: Iterable[torch.Tensor]) -> bool:
+        """Whether it was made for any of these parameters."""
+        own = {id(parameter) for reference in self.parameters.refs if (parameter := reference()) is not None}
+        return not own.isdisjoint(map(id, parameters))
 
 
 def _drop(reference: weakref.ref[ModelState], key: ContextKey) -> None:

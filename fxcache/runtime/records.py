@@ -40,6 +40,8 @@ class ContextRecord:
     live: bool
     notes: tuple[str, ...] = ()
     """What the options ask for and this context cannot have."""
+    began: int = 0
+    """Grows from context to context and from restart to restart, over all models."""
 
 
 @dataclass

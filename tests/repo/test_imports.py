@@ -14,15 +14,8 @@ from tests.repo.files import PACKAGE, ROOT, python_files, relative
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "base": (
         {
-            "checks",
-            "configs",
-            "contradictions",
-            "errors",
-            "method_configs",
-            "option_table",
-            "options",
-            "steps",
-            "version",
+            *("checks", "configs", "contradictions", "dialect", "errors", "loading", "method_configs", "modifiers"),
+            *("option_table", "options", "steps", "version"),
         },
         set(),
     ),
@@ -38,7 +31,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"base", "calibrators", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
     "user": (
-        {"", "__main__", "api", "calibration", "cli", "debug", "explain", "plot", "summary"},
+        {
+            *("", "__main__", "api", "calibration", "cli", "debug", "enabled", "explain", "plot", "refresh"),
+            *("short_name", "summary", "targets"),
+        },
         {"base", "entry", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
 }

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fxcache import checks
 from fxcache.contradictions import check_together
 from fxcache.errors import OptionError
+from fxcache.option_rules import CHECKS, HOST_ONLY
 from fxcache.steps import preset_mask
 from fxcache.version import __version__
 
@@ -19,7 +20,7 @@ __all__ = ["Options"]
 
 _DEFAULT_FN = 8
 _QUARTER = 4
-_KEEPS_FIRST_BLOCKS = ("dbcache",)
+_KEEPS_FIRST_BLOCKS = ("dbcache", "dbprune")
 """Methods that leave first blocks out of what is reused where nobody says how many."""
 
 
@@ -227,7 +228,7 @@ class Options:
     """Bytes that the contexts of one model may hold together, >= 1; None: no limit but ``max_contexts``."""
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
+        for name, check in CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
         check_together(self)
 
@@ -236,8 +237,8 @@ class Options:
         """Build the options from a flat mapping; an unknown key is an error that names the nearest valid one."""
         given = {} if mapping is None else mapping
         for key in given:
-            if key not in _CHECKS:
-                raise OptionError(f"unknown option {key!r}: {checks.nearest(key, _CHECKS)}")
+            if key not in CHECKS:
+                raise OptionError(f"unknown option {key!r}: {checks.nearest(key, CHECKS)}")
         return cls(**given)
 
     def replace(self, **changes: Any) -> Options:
@@ -246,7 +247,7 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options as a flat mapping that :meth:`from_mapping` takes back."""
-        return {name: getattr(self, name) for name in _CHECKS}
+        return {name: getattr(self, name) for name in CHECKS}
 
     @property
     def prunes(self) -> bool:
@@ -373,73 +374,7 @@ class Options:
 
     def fingerprint(self) -> str:
         """Return a stable hash of the package version and every option that can shape a compiled graph."""
-        shaping = {name: value for name, value in self.to_dict().items() if name not in _HOST_ONLY}
+        shaping = {name: value for name, value in self.to_dict().items() if name not in HOST_ONLY}
         shaping["rewritten"], shaping["observes"] = self.can_reuse, self.observes
         text = json.dumps({"fxcache": __version__, **shaping}, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-_CHECKS: dict[str, checks.Check] = {
-    "method": checks.choice("dbcache", "dbprune", "interval", "teacache", "magcache", "easycache"),
-    "Fn_compute_blocks": checks.integer(0, optional=True),
-    "Bn_compute_blocks": checks.integer(0),
-    "residual_diff_threshold": checks.number(),
-    "max_warmup_steps": checks.integer(0),
-    "warmup_interval": checks.integer(1),
-    "last_steps": checks.integer(0),
-    "cache_interval": checks.integer(1),
-    "rescale_coefficients": checks.finite_numbers(1, 8),
-    "magnitude_ratios": checks.finite_numbers(0, above=0),
-    "retention_ratio": checks.number(at_least=0, at_most=1),
-    "max_cached_steps": checks.integer(-1),
-    "max_continuous_cached_steps": checks.integer(-1),
-    "max_accumulated_residual_diff_threshold": checks.number(above=0, optional=True),
-    "num_inference_steps": checks.integer(1, optional=True),
-    "force_refresh_step_hint": checks.integer(1, optional=True),
-    "force_refresh_step_policy": checks.choice("once", "repeat"),
-    "enable_separate_cfg": checks.optional_switch,
-    "cfg_compute_first": checks.switch,
-    "cfg_diff_compute_separate": checks.switch,
-    "l1_hidden_states_diff_threshold": checks.number(optional=True),
-    "important_condition_threshold": checks.number(at_least=0),
-    "downsample_factor": checks.integer(1),
-    "indicator": checks.choice(None, "residual", "forecast"),
-    "steps_computation_mask": checks.mask,
-    "steps_computation_policy": checks.choice("dynamic", "static"),
-    "calibrator": checks.choice(None, "taylorseer", "foca", "dmd", "regression"),
-    "enable_calibrator": checks.switch,
-    "enable_encoder_calibrator": checks.switch,
-    "calibrator_cache_type": checks.choice("residual", "hidden_states"),
-    "calibrator_dtype": checks.dtype,
-    "calibrator_time": checks.choice("step", "timestep", "sigma"),
-    "taylorseer_order": checks.integer(1, 4),
-    "dmd_history": checks.integer(4, 8),
-    "dmd_rank": checks.integer(0, 7),
-    "dmd_ridge": checks.number(at_least=0),
-    "regression_history": checks.integer(2, 8),
-    "regression_ridge": checks.number(at_least=0),
-    "non_prune_block_ids": checks.integers(0),
-    "prune_indicator": checks.choice("previous", "input"),
-    "prune_group": checks.integer(1),
-    "enable_dynamic_prune_threshold": checks.switch,
-    "max_dynamic_prune_threshold": checks.number(above=0, optional=True),
-    "dynamic_prune_threshold_relax_ratio": checks.number(at_least=0),
-    "force_reduce_calibrator_vram": checks.switch,
-    "trunk": checks.names,
-    "inner_backend": checks.choice("inductor", "aot_eager", "eager"),
-    "inner_options": checks.plain_mapping,
-    "on_refusal": checks.choice("warn", "raise"),
-    "dump_dir": checks.path,
-    "max_contexts": checks.integer(1),
-    "max_state_bytes": checks.integer(1, optional=True),
-}
-
-_HOST_ONLY = frozenset(
-    "cache_interval calibrator_time cfg_compute_first cfg_diff_compute_separate dump_dir "
-    "dynamic_prune_threshold_relax_ratio enable_dynamic_prune_threshold enable_separate_cfg force_refresh_step_hint "
-    "force_refresh_step_policy last_steps magnitude_ratios max_accumulated_residual_diff_threshold max_cached_steps "
-    "max_contexts max_continuous_cached_steps max_dynamic_prune_threshold max_state_bytes max_warmup_steps "
-    "num_inference_steps on_refusal rescale_coefficients residual_diff_threshold retention_ratio "
-    "steps_computation_mask warmup_interval".split()
-)
-"""Options that only the code around the graph reads: the graph takes a threshold as an input."""

@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-from fxcache import options as options_module
 from fxcache.errors import OptionError
 from fxcache.options import Options
 
@@ -40,7 +39,8 @@ def number_cases(name: str, limit: str = "", below: float | None = None, *, opti
 NAMES_WANTED = "expected a sequence of different non-empty names, such as ['blocks']"
 PLAIN = "expected None, bool, int, float, str, or a list or mapping of these"
 CALIBRATORS = "expected None or 'taylorseer' or 'foca' or 'dmd' or 'regression'"
-METHODS = "expected 'dbcache' or 'interval' or 'teacache' or 'magcache' or 'easycache'"
+BLOCKS = "expected a sequence of different integers >= 0, such as [0, 3]"
+METHODS = "expected 'dbcache' or 'dbprune' or 'interval' or 'teacache' or 'magcache' or 'easycache'"
 COEFFICIENTS = "expected 1 to 8 finite numbers in a sequence"
 RATIOS = "expected any number of finite numbers > 0 in a sequence"
 MASK = "expected None, 'slow', 'medium', 'fast', 'ultra', "
@@ -91,6 +91,21 @@ BAD = [
         ("magnitude_ratios", value, f"magnitude_ratios={value!r}: {RATIOS}")
         for value in ([1.0, 0.0], [-1.0], [INF], [None], "1", 0.5, None)
     ),
+    *(
+        ("non_prune_block_ids", value, f"non_prune_block_ids={value!r}: {BLOCKS}")
+        for value in (None, 3, "3", [-1], [1.0], [True], [2, 2], ["2"], {2})
+    ),
+    (
+        "prune_indicator",
+        "inputs",
+        "prune_indicator='inputs': expected 'previous' or 'input'; did you mean 'input'?",
+    ),
+    ("prune_indicator", None, "prune_indicator=None: expected 'previous' or 'input'"),
+    *integer_cases("prune_group", 1),
+    ("enable_dynamic_prune_threshold", 1, "enable_dynamic_prune_threshold=1: expected True or False"),
+    *number_cases("max_dynamic_prune_threshold", " > 0", 0.0, optional=True),
+    *number_cases("dynamic_prune_threshold_relax_ratio", " >= 0", -0.1),
+    ("force_reduce_calibrator_vram", None, "force_reduce_calibrator_vram=None: expected True or False"),
     ("steps_computation_mask", "fasts", f"steps_computation_mask='fasts': {MASK}"),
     *integer_cases("taylorseer_order", 1, 4),
     *integer_cases("dmd_history", 4, 8),
@@ -174,7 +189,7 @@ def test_every_option_has_a_bad_value_above():
 
 
 def test_every_option_is_checked():
-    assert list(options_module._CHECKS) == NAMES
+    assert list(option_rules.CHECKS) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -209,6 +224,10 @@ def test_unknown_key_is_refused_with_the_nearest_name(key: object, sentence: str
             "l1_hidden_states_diff_threshold=0.1: expected its default with indicator='forecast'",
         ),
         (
+            {"method": "dbprune", "indicator": "forecast"},
+            "indicator='forecast': expected 'residual' or None with method='dbprune'",
+        ),
+        (
             {"method": "teacache", "calibrator": "regression"},
             "calibrator='regression': expected another one, or None, with method='teacache'",
         ),
@@ -221,7 +240,7 @@ def test_unknown_key_is_refused_with_the_nearest_name(key: object, sentence: str
                 {"method": method, "l1_hidden_states_diff_threshold": 0.1},
                 f"l1_hidden_states_diff_threshold=0.1: expected its default with method={method!r}",
             )
-            for method in ("interval", "teacache", "easycache")
+            for method in ("dbprune", "interval", "teacache", "easycache")
         ),
         (
             {"method": "easycache", "downsample_factor": 2},

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from fxcache import options as options_module
 from fxcache.configs import (
     DBCacheConfig,
+    DBPruneConfig,
     DMDCalibratorConfig,
     FoCaCalibratorConfig,
     RegressionCalibratorConfig,
@@ -132,6 +133,13 @@ valid_options = st.fixed_dictionaries(
         "rescale_coefficients": st.lists(finite, min_size=1, max_size=8).map(tuple),
         "magnitude_ratios": st.lists(st.floats(1e-6, 1e6), max_size=9).map(tuple),
         "retention_ratio": st.floats(0, 1),
+        "non_prune_block_ids": st.lists(st.integers(0, 99), unique=True).map(lambda ids: tuple(sorted(ids))),
+        "prune_indicator": st.sampled_from(["previous", "input"]),
+        "prune_group": counts,
+        "enable_dynamic_prune_threshold": st.booleans(),
+        "max_dynamic_prune_threshold": st.none() | st.floats(1e-6, 1e6),
+        "dynamic_prune_threshold_relax_ratio": st.floats(0, 1e6),
+        "force_reduce_calibrator_vram": st.booleans(),
         "steps_computation_mask": st.none()
         | st.sampled_from(PRESETS)
         | st.lists(st.sampled_from([0, 1]), min_size=1).map(tuple),
@@ -207,6 +215,10 @@ CHANGES = {
     "trunk": ("blocks",),
     "inner_backend": "eager",
     "inner_options": {"max_autotune": True},
+    "non_prune_block_ids": (2,),
+    "prune_indicator": "input",
+    "prune_group": 2,
+    "force_reduce_calibrator_vram": True,
 }
 HOST_ONLY = {"on_refusal": "raise", "dump_dir": "x", "max_contexts": 2, "max_state_bytes": 10}
 HOST_ONLY["steps_computation_mask"] = (1, 0)
@@ -215,6 +227,9 @@ HOST_ONLY["cache_interval"] = 2
 HOST_ONLY["rescale_coefficients"] = (2.0, 0.0)
 HOST_ONLY["magnitude_ratios"] = (1.0, 0.9)
 HOST_ONLY["retention_ratio"] = 0.5
+HOST_ONLY["enable_dynamic_prune_threshold"] = True
+HOST_ONLY["max_dynamic_prune_threshold"] = 0.5
+HOST_ONLY["dynamic_prune_threshold_relax_ratio"] = 1.5
 # inputs of the graph, or what is counted in front of it
 AT_RUN_TIME = """
     calibrator_time cfg_compute_first cfg_diff_compute_separate enable_separate_cfg force_refresh_step_hint
@@ -283,15 +298,16 @@ def test_config_shares_names_defaults_and_types_with_the_options():
     written = {"steps_computation_mask": "str | Sequence[int] | None"}
     words = "steps_computation_policy force_refresh_step_policy calibrator_cache_type calibrator_time"
     written |= dict.fromkeys(words.split(), "str")
+    written |= {"non_prune_block_ids": "Sequence[int]", "prune_indicator": "str"}
     written |= {"indicator": "str | None", "calibrator_dtype": "Any"}
     configs = (FoCaCalibratorConfig, TaylorSeerCalibratorConfig, DMDCalibratorConfig, RegressionCalibratorConfig)
-    for config in (DBCacheConfig, *configs):
+    for config in (DBCacheConfig, DBPruneConfig, *configs):
         for entry in dataclasses.fields(config):
             option = of_options[entry.name]
             assert (entry.type, entry.default) == (written.get(entry.name, option.type), option.default)
     assert {entry.name for config in configs for entry in dataclasses.fields(config)} == {
         name for name in NAMES if name.startswith(("calibrator_", "enable_", "taylorseer_", "dmd_", "regression_"))
-    } - {"enable_separate_cfg"}
+    } - {"enable_separate_cfg", "enable_dynamic_prune_threshold"}
     assert DBCacheConfig().to_options() == Options()
 
 

@@ -22,6 +22,8 @@ class UnitMemory:
 
     reference: Tensor | None = None
     residuals: tuple[Tensor | None, ...] = ()
+    older: tuple[Tensor | None, ...] = ()
+    """Those of the computed step before."""
     computed_at: list[int] = field(default_factory=list)
     measured: tuple[int, int, float] | None = None
     """Step at which a difference was taken, step of the reference it was taken to, the difference."""
@@ -52,6 +54,8 @@ class Rules:
     lagging: bool = True
     most: float = math.inf
     in_a_row: float = math.inf
+    linear: bool = False
+    """Carry on the straight line through the last two computed steps of the unit."""
     relax: float | None = None
     cap: float = 0.0
 
@@ -106,12 +110,13 @@ class EagerDBPrune:
             memory = self.memory.units[unit]
             if self.skip:
                 if self.ends(position):
-                    pairs = zip(streams, memory.residuals, strict=True)
+                    pairs = zip(streams, self.forecast(memory), strict=True)
                     streams = tuple(None if b is None else a + b for a, b in pairs)
                 return self.packed(streams)
             result = original(*args, **kwargs)
             if self.ends(position):
                 left = self.unpacked(result)
+                memory.older = memory.residuals
                 # the last block of some models gives no text
                 memory.residuals = tuple(None if a is None else a - b for a, b in zip(left, self.entered, strict=True))
                 memory.reference = self.entered[0]
@@ -119,6 +124,14 @@ class EagerDBPrune:
             return result
 
         return forward
+
+    def forecast(self, memory: UnitMemory) -> tuple[Tensor | None, ...]:
+        if not (self.rules.linear and memory.older):
+            return memory.residuals
+        last, before = memory.computed_at[-1], memory.computed_at[-2]
+        far = (self.step - last) / (last - before)
+        pairs = zip(memory.residuals, memory.older, strict=True)
+        return tuple(None if a is None or b is None else a + far * (a - b) for a, b in pairs)
 
     def packed(self, streams: tuple[Tensor | None, ...]) -> Any:
         return streams[0] if self.picture_at is None else streams if self.picture_at == 0 else streams[::-1]

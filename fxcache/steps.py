@@ -157,7 +157,7 @@ def _squeezed(bins: Bins, total_steps: int) -> Bins:
     """Shorten every run in proportion, the ones rounded and the zeros by their largest remainders."""
     ones, zeros = bins
     whole = sum(ones) + sum(zeros)
-    # half rounded up, and half of the steps or more are left: no run of ones vanishes
+    # half rounded up; from two steps on half of them or more are left, so no run of ones vanishes
     kept = tuple((2 * length * total_steps + whole) // (2 * whole) for length in ones)
     left = max(0, total_steps - sum(kept))
     shares = [divmod(length * left, sum(zeros)) for length in zeros]

@@ -154,10 +154,11 @@ def _grown(bins: Bins, total_steps: int) -> Bins:
 
 
 def _squeezed(bins: Bins, total_steps: int) -> Bins:
-    """Shorten every run in proportion: no run of ones below 1, and the zeros by their largest remainders."""
+    """Shorten every run in proportion, the ones rounded and the zeros by their largest remainders."""
     ones, zeros = bins
     whole = sum(ones) + sum(zeros)
-    kept = tuple(max(1, (2 * length * total_steps + whole) // (2 * whole)) for length in ones)  # half rounded up
+    # half rounded up; from two steps on half of them or more are left, so no run of ones vanishes
+    kept = tuple((2 * length * total_steps + whole) // (2 * whole) for length in ones)
     left = max(0, total_steps - sum(kept))
     shares = [divmod(length * left, sum(zeros)) for length in zeros]
     missing = left - sum(length for length, _ in shares)

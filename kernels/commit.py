@@ -5,10 +5,11 @@
                 health[row, slot] <- 0 when all that was stored is finite, NaN otherwise
 
 ``slot`` is an int64 scalar: on the CPU (no synchronisation, and nothing is launched for a step that is not stored) or
-on the device. ``live_out``/``live_in`` are [..., C] with any strides; ``history`` is contiguous [n, ..., ceil(C / k)]
-and keeps every k-th channel, k = ``downsample_factor``; ``health`` is float32 [rows, n]: the next decision reads it
-with the indicator, so a state that overflowed is never reused. The difference is taken in float32 (float64 if
-``live_out`` is) and rounded once to the dtype of ``history``. Values that are not floating point are copied.
+on the device; None is 0, for what is written on every step. ``live_out``/``live_in`` are [..., C] with any strides;
+``history`` is contiguous [n, ..., ceil(C / k)] and keeps every k-th channel, k = ``downsample_factor``; ``health`` is
+float32 [rows, n]: the next decision reads it with the indicator, so a state that overflowed is never reused. The
+difference is taken in float32 (float64 if ``live_out`` is) and rounded once to the dtype of ``history``. Values that
+are not floating point are copied.
 
 Mutates ``history`` and ``health``; they must not share memory with each other or with the values.
 Bytes moved: every k-th channel of live_out and live_in read once, ``history[slot]`` written once.
@@ -26,7 +27,7 @@ from fxcache.kernels.residual_diff import every_nth, fn_residual
 
 
 def commit_reference(
-    slot: Tensor,
+    slot: Tensor | None,
     live_out: Tensor,
     live_in: Tensor | None,
     history: Tensor,
@@ -35,7 +36,7 @@ def commit_reference(
     downsample_factor: int = 1,
 ) -> None:
     """Write the residual into ``history[slot]``, its health into ``health[row, slot]``; nothing for a negative slot."""
-    index = int(slot.item())
+    index = 0 if slot is None else int(slot.item())
     if index < 0:
         return
     entry = history[index]
@@ -112,7 +113,7 @@ def commit_kernel(
 
 
 def commit(
-    slot: Tensor,
+    slot: Tensor | None,
     live_out: Tensor,
     live_in: Tensor | None,
     history: Tensor,
@@ -121,7 +122,7 @@ def commit(
     downsample_factor: int = 1,
 ) -> None:
     """The operator: the kernels where they run, the reference elsewhere."""
-    index = None if slot.is_cuda else int(slot.item())
+    index = 0 if slot is None else None if slot.is_cuda else int(slot.item())
     if index is not None and index < 0:
         return
     _check(index, live_out, live_in, history, health, row, downsample_factor)
@@ -133,7 +134,7 @@ def commit(
 
 
 def plan(
-    slot: Tensor,
+    slot: Tensor | None,
     index: int | None,
     live_out: Tensor,
     live_in: Tensor | None,
@@ -177,7 +178,7 @@ def _check(
 
 
 def _fake(
-    slot: Tensor,
+    slot: Tensor | None,
     live_out: Tensor,
     live_in: Tensor | None,
     history: Tensor,
@@ -189,7 +190,7 @@ def _fake(
 
 
 register_operator(
-    "commit(Tensor slot, Tensor live_out, Tensor? live_in, Tensor(a!) history, Tensor(b!) health, int row,"
+    "commit(Tensor? slot, Tensor live_out, Tensor? live_in, Tensor(a!) history, Tensor(b!) health, int row,"
     " int downsample_factor=1) -> ()",
     commit,
     _fake,

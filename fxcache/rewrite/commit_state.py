@@ -8,8 +8,6 @@ from torch.fx import GraphModule, Node
 from fxcache.rewrite.plan import History, Plan
 from fxcache.rewrite.thread_state import downsample_factor, main_stream
 
-_HOST = torch.device("cpu")
-
 
 def commit_state(gm: GraphModule, plan: Plan) -> int:
     """Add one ``fxcache::commit`` per stored value behind the conditional; return their number.
@@ -22,8 +20,8 @@ def commit_state(gm: GraphModule, plan: Plan) -> int:
         fxcache::window_products(slot, cache_0, gram_0)
 
     On a reused step the operators return after one look at the slot. The last one is added where a calibrator needs
-    the products. Where changes from step to step are summed, the reference is that of every step, and its slot is
-    always 0; where the change of the output is estimated, ``fxcache::note_change(first, y, h1, ...)`` comes last.
+    the products. Where changes from step to step are summed, the reference is that of every step, and has no
+    slot; where the change of the output is estimated, ``fxcache::note_change(first, y, h1, ...)`` comes last.
     """
     assert plan.slot is not None and plan.first is not None
     sources: dict[int, tuple[Node | None, Node | None]] = {}
@@ -35,7 +33,7 @@ def commit_state(gm: GraphModule, plan: Plan) -> int:
         _note_change(gm, plan)
     for history in reversed(plan.histories):
         cache = plan.placeholders[history.spec.name]
-        slot = _slot(gm, plan, history)
+        slot = _slot(plan, history)
         factor = downsample_factor(plan) if history is plan.reference else 1
         with gm.graph.inserting_after(plan.outputs[-1]):
             node = gm.graph.call_function(
@@ -51,14 +49,9 @@ def commit_state(gm: GraphModule, plan: Plan) -> int:
     return len(plan.histories)
 
 
-def _slot(gm: GraphModule, plan: Plan, history: History) -> Node | None:
+def _slot(plan: Plan, history: History) -> Node | None:
     if history is plan.reference and plan.options.sums_changes:
-        assert plan.compute is not None and plan.first is not None
-        # always: where nothing may be stored, the state is scratch
-        with gm.graph.inserting_before(plan.compute):
-            slot = gm.graph.call_function(torch.ops.aten.full.default, ([], 0), {"dtype": torch.int64, "device": _HOST})
-        slot.meta = {"val": plan.first.meta["val"]}
-        return slot
+        return None  # on every step: where nothing may be stored, the state is scratch
     return plan.first if history.spec.shape[0] == 1 else plan.slot
 
 

@@ -68,6 +68,21 @@ def test_what_is_measured_is_what_the_eager_model_shows(two_streams: bool) -> No
     assert -1.0 < found.explained <= 1.0
 
 
+def test_no_change_is_measured_from_one_generation_to_the_next() -> None:
+    model = tiny_trunk(blocks=3)
+    calls = [*steps_of("first", 1, count=4), *steps_of("second", 2, count=4)]
+
+    def run() -> None:
+        for call in calls:
+            with fxcache.context(call.branch, step_index=call.number):
+                model(call.x, call.t, call.c)
+
+    found = fxcache.calibrate(model, run)
+    assert (found.steps, found.series) == (4, 4)
+    points = [row[:2] for rows in measured(model, calls).values() for row in rows]
+    assert sorted(found.changes) == [pytest.approx(point, rel=1e-4) for point in sorted(points)]
+
+
 def test_the_model_runs_as_before_and_is_left_as_it_was() -> None:
     model, calls = tiny_trunk(blocks=3), steps_of("first", 1, count=4)
     plain = [model(call.x, call.t, call.c) for call in calls]

@@ -51,6 +51,15 @@ def test_without_a_slot_nothing_is_read_or_written():
     assert torch.equal(health, copies[1])
 
 
+@pytest.mark.parametrize("operator", [commit, commit_reference])
+def test_no_slot_at_all_is_the_first_one(operator):
+    live_out, history, health = random(3, 4), poisoned(2, 3, 4), poisoned(1, 2)
+    operator(None, live_out, None, history, health, 0)
+    assert torch.equal(history[0], live_out)
+    assert history[1].isnan().all()
+    assert (health[0, 0].item(), bool(health[0, 1].isnan())) == (0.0, True)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("with_input", [True, False])
 def test_what_is_not_finite_marks_the_slot(value, with_input):

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fxcache.options import Options
 from fxcache.policies import POLICIES, Counters, policy_of
 from fxcache.policies.magcache import error, spread_ratios
-from fxcache.runtime.attribution import Attribution, Mode, Reason
+from fxcache.runtime.attribution import Attribution, Mode, Outcome, Reason, TensorSpec
 from fxcache.runtime.generation import Generation
-from tests.runtime.loop import Model, schedule
+from tests.runtime.loop import Model, latents, schedule
 
 SKIPS_TRUNK = ("interval", "teacache", "magcache", "easycache")
 TABLE = {"magnitude_ratios": (1.0, 0.9, 0.8)}
@@ -119,6 +120,19 @@ def test_easycache_computes_two_steps_before_it_knows_the_rate() -> None:
     assert decide(options, Counters(), False) == (Mode.COMPUTE, Reason.FIRST)
     assert decide(options, Counters(step=1, computed_steps=1), True) == (Mode.COMPUTE, Reason.FIRST)
     assert decide(options, Counters(step=2, computed_steps=2), True) == (Mode.DECIDE, Reason.DIFFERENCE)
+
+
+def test_easycache_measures_the_rate_again_where_its_state_is_new() -> None:
+    model = Model(Attribution(), method="easycache", residual_diff_threshold=1e9, max_warmup_steps=0)
+    word = ""
+    with Generation():
+        for step, time in enumerate(schedule(8)):
+            lease = model.begin(latents(), time, None)
+            lease.state((TensorSpec((4 if step < 4 else 5,), torch.float32, torch.device("cpu")),))
+            reused = lease.mode is not Mode.COMPUTE
+            word += "." if reused else "C"
+            model.attribution.end(lease, Outcome(reused, 0.0 if reused else None))
+    assert word == "CC..CC.."
 
 
 def diffusers_rule(table: list[float], threshold: float, most: int, retention: float) -> str:

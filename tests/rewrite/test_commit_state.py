@@ -187,7 +187,7 @@ def test_a_context_that_may_not_be_written_stays_as_it_is() -> None:
 
 def behind_the_inputs(sketch: Sketch, **options: object) -> str:
     """The lines that measure, decide and write."""
-    words = ("fxcache::", "full(", "cat(")
+    words = ("fxcache::", "cat(")
     lines = [line for line in after(sketch, **options).splitlines() if any(word in line for word in words)]
     return "\n".join(line for line in lines if not line.startswith(" "))
 
@@ -197,8 +197,7 @@ def test_where_changes_are_summed_the_reference_is_that_of_every_step() -> None:
         residual_diff: f32[2] = fxcache::residual_diff(add, h, select_int, 1, 0.0)
         decide: (b8[], i64[], i64[], f32[0]) = \
             fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
-        full: i64[] = full((), 0, dtype=torch.int64, device=cpu)
-        commit_1: NoneType = fxcache::commit(full, add, h, fxcache_reference, fxcache_health, 0, 1)
+        commit_1: NoneType = fxcache::commit(None, add, h, fxcache_reference, fxcache_health, 0, 1)
         commit: NoneType = fxcache::commit(getitem_3, getitem, add, fxcache_cache_0, fxcache_health, 1, 1)
     """)
 
@@ -209,8 +208,7 @@ def test_a_measured_change_is_noted_on_computed_steps() -> None:
         cat: f32[5] = cat((residual_diff, fxcache_change))
         decide: (b8[], i64[], i64[], f32[0]) = \
             fxcache::decide(cat, (), fxcache_health, fxcache_clock, fxcache_control, '', (0, 1))
-        full: i64[] = full((), 0, dtype=torch.int64, device=cpu)
-        commit_1: NoneType = fxcache::commit(full, add, None, fxcache_reference, fxcache_health, 0, 1)
+        commit_1: NoneType = fxcache::commit(None, add, None, fxcache_reference, fxcache_health, 0, 1)
         commit: NoneType = fxcache::commit(getitem_3, getitem, add, fxcache_cache_0, fxcache_health, 1, 1)
         note_change: NoneType = \
             fxcache::note_change(getitem_3, getitem, add, fxcache_last_out, fxcache_last_inp, fxcache_change)

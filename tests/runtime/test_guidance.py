@@ -180,6 +180,16 @@ def test_called_twice_in_a_step_a_branch_follows_once(attribution):
     assert words == ["C...", "CC.C.C.C"]
 
 
+def test_a_call_that_is_still_running_does_not_lead(attribution, cond, uncond):
+    model, times = following(attribution), schedule(4)
+    assert model.run(times[:3], cond, uncond, difference=NEAR) == "C.. C.."
+    x = latents()
+    running = model.begin(x, times[3], cond)
+    second = model.begin(x, times[3], uncond)
+    assert second.mode is Mode.DECIDE
+    assert model.finish(second, x, FAR) == "C" and model.finish(running, x, NEAR) == "."
+
+
 def test_requests_that_take_turns_do_not_lead_each_other(attribution):
     model = following(attribution)
     prompts = [torch.ones(1, 3), torch.zeros(1, 3)]

@@ -11,6 +11,7 @@ from torch import nn
 from fxcache.configs import CalibratorConfig, DBCacheConfig
 from fxcache.errors import OptionError, StateError
 from fxcache.options import Options
+from fxcache.runtime.arguments import noting
 from fxcache.runtime.attribution import attribution
 from fxcache.runtime.generation import BranchContext, Generation
 from fxcache.runtime.signals import install
@@ -78,6 +79,7 @@ def enable_cache(
         _disable(module)
         previous = module._compiled_call_impl
         module.compile(backend="fxcache", options=checked.to_dict(), **compile_arguments)
+        module._compiled_call_impl = noting(module, module._compiled_call_impl)
         setattr(module._compiled_call_impl, _MARK, _Enabled(previous, checked))
     return target
 

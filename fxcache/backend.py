@@ -133,6 +133,7 @@ class _Compilation:
             total_flops=total,
             stream_names=tuple(stream.live_out.name for stream in region.streams),
             trunk=region.trunk.label,
+            is_fragment=self._broken is not None,
         )
 
 

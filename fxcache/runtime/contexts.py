@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ class ContextKey(NamedTuple):
     conditioning: tuple[tuple[int, int], ...]
     signature: str
     activations: ActivationSignature
+    arguments: tuple[Hashable, ...] = ()
+    """What else the model was called with, where its graphs do not show it."""
 
 
 class Context:

@@ -96,6 +96,8 @@ class GraphInfo:
     stream_names: tuple[str, ...] = ()
     trunk: str = ""
     """The trunk in words."""
+    is_fragment: bool = False
+    """Whether the model has other graphs too, so that the inputs of this one need not be the model's."""
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def enable_cache(
         _disable(module)
         previous = module._compiled_call_impl
         module.compile(backend="fxcache", options=checked.to_dict(), **compile_arguments)
+        assert module._compiled_call_impl is not None
         module._compiled_call_impl = noting(module, module._compiled_call_impl)
         setattr(module._compiled_call_impl, _MARK, _Enabled(previous, checked))
     return target

@@ -15,7 +15,7 @@ import torch
 import torch._inductor
 from torch.fx import GraphModule
 
-from fxcache.breaks import BrokenModel, broken_model
+from fxcache.breaks import BrokenModel, broken_model, cut_by_hand
 from fxcache.calibrators import CALIBRATORS
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
 from fxcache.inner import compile_through, lower
@@ -138,9 +138,11 @@ class _Compilation:
 
 
 def _say(options: Options, refusal: Refusal) -> None:
+    refusal, new = cut_by_hand(refusal)
     if options.on_refusal == "raise":
         raise RefusalError(refusal)
-    warnings.warn(RefusalWarning(f"fxcache leaves a graph unmodified: {refusal}"), stacklevel=2)
+    if new:
+        warnings.warn(RefusalWarning(f"fxcache leaves a graph unmodified: {refusal}"), stacklevel=2)
 
 
 def _inputs_of(aten: GraphModule) -> dict[sympy.Symbol, int]:

@@ -207,7 +207,7 @@ def hunyuan_image(seed: int = 0, layers: int = 4, *, scheduler: Any = None) -> T
 
 
 def glm_image(seed: int = 0, layers: int = 4, *, edit: bool = False) -> TinyPipeline:
-    """Separate guidance without names; with `edit` one call before the loop fills a key-value cache that others read."""
+    """Separate guidance without names; with `edit` a call before the loop fills a key-value cache for others."""
     vae = autoencoder(4, blocks=1)
     vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     pipe = GlmImagePipeline(

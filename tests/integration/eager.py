@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.models.pipelines import TinyPipeline
 
+
 @dataclass(frozen=True)
 class Blocks:
     """Where the repeated blocks of a model are, and what they hand on."""
@@ -22,6 +23,9 @@ class Blocks:
     """Module lists of the trunk, in the order in which they run."""
     returns: tuple[str, ...] = ("hidden_states",)
     """The arguments of a block that its results replace, in the order of the results."""
+
+    between: bool = False
+    """Whether the model adds something to the picture tokens between the blocks: that is then always of this step."""
 
     @property
     def picture(self) -> str:
@@ -92,11 +96,16 @@ class EagerF1B0:
             if self.reuse:
                 streams = {name: given.get(name) for name in self.layout.returns}
                 if position == last:
-                    streams.update({n: self.entered[n] + residual for n, residual in self.memory.residuals.items()})
+                    start = streams if self.layout.between else self.entered
+                    streams |= {n: start[n] + residual for n, residual in self.memory.residuals.items()}
                 values = tuple(streams.values())
                 return values if len(values) > 1 else values[0]
             result = original(*args, **kwargs)
-            if position == last:
+            if self.layout.between:
+                picture, kept = self.layout.picture, self.memory.residuals if position > 1 else {}
+                change = self.streams(result)[picture] - given[picture]
+                self.memory.residuals = {picture: kept[picture] + change if kept else change}
+            elif position == last:
                 left = self.streams(result)
                 self.memory.residuals = {n: value - self.entered[n] for n, value in left.items() if value is not None}
             return result

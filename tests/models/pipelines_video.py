@@ -8,6 +8,7 @@ from typing import Any
 import diffusers as D
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
+
 from tests.models.pipelines import hunyuan_video, wan
 from tests.models.tiny import TinyModel, seeded
 from tests.models.tiny_pipeline import Request, TinyPipeline, quiet, wan_autoencoder

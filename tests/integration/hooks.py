@@ -58,25 +58,33 @@ def breaking(tiny: TinyPipeline, step: int) -> Iterator[None]:
 
 
 class Turns:
-    """Lets threads take turns, one step each."""
+    """Lets threads take turns, one step each; only one runs at a time."""
 
     def __init__(self, names: list[str]) -> None:
         self.waiting, self.changed, self.order = list(names), threading.Condition(), ""
 
-    def take(self) -> None:
-        """Wait for the turn of the running thread, and pass it on."""
-        me = threading.current_thread().name
+    def begin(self) -> None:
+        """Wait for the first turn of the running thread."""
         with self.changed:
-            if me in self.waiting:
-                assert self.changed.wait_for(lambda: self.waiting[0] == me, timeout=120)
-                self.order += me
-                self.waiting.append(self.waiting.pop(0))
-                self.changed.notify_all()
+            self._wait()
+
+    def take(self) -> None:
+        """Pass the turn on, and wait until it comes back."""
+        with self.changed:
+            self.order += self.waiting[0]
+            self.waiting.append(self.waiting.pop(0))
+            self.changed.notify_all()
+            self._wait()
 
     def leave(self) -> None:
+        """The running thread is done."""
         with self.changed:
             self.waiting.remove(threading.current_thread().name)
             self.changed.notify_all()
+
+    def _wait(self) -> None:
+        me = threading.current_thread().name
+        assert self.changed.wait_for(lambda: self.waiting[0] == me, timeout=240)
 
 
 def in_threads(work: Callable[[], None], names: list[str]) -> None:

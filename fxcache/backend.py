@@ -15,7 +15,7 @@ import torch
 import torch._inductor
 from torch.fx import GraphModule
 
-from fxcache.breaks import BrokenModel, broken_model
+from fxcache.breaks import BrokenModel, broken_model, cut_by_hand
 from fxcache.calibrators import CALIBRATORS
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
 from fxcache.inner import compile_through, lower
@@ -139,13 +139,16 @@ class _Compilation:
             stream_names=tuple(stream.live_out.name for stream in region.streams),
             trunk=region.trunk.label,
             units=units,
+            is_fragment=self._broken is not None,
         )
 
 
 def _say(options: Options, refusal: Refusal) -> None:
+    refusal, new = cut_by_hand(refusal)
     if options.on_refusal == "raise":
         raise RefusalError(refusal)
-    warnings.warn(RefusalWarning(f"fxcache leaves a graph unmodified: {refusal}"), stacklevel=2)
+    if new:
+        warnings.warn(RefusalWarning(f"fxcache leaves a graph unmodified: {refusal}"), stacklevel=2)
 
 
 def _inputs_of(aten: GraphModule) -> dict[sympy.Symbol, int]:

@@ -1,21 +1,29 @@
 """Graph breaks: a model that Dynamo cuts into several graphs is refused once, and only if none of them has a trunk.
 
 Dynamo does not say which graphs make up a call of a model; it compiles them one by one while the call runs. So what is
-refused of a broken model is written down, and said when its first graph runs for the second time.
+refused of a broken model is written down, and said when its first graph runs again in another call.
+
+A model can also be cut by hand, where its blocks were compiled one by one: then no graph can have a trunk, and what is
+said is what to compile instead.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from fxcache.errors import Refusal
+from fxcache.runtime.arguments import call_serial
 
 _TORCH = os.path.dirname(torch.__file__)
 _CONVERT = os.path.join(_TORCH, "_dynamo", "convert_frame.py")
@@ -31,6 +39,7 @@ class BrokenModel:
         self.trunk_found = False
         self.refusals: list[Refusal] = []
         self.closed = False
+        self.said = False
 
     def refusal(self) -> Refusal | None:
         """Return why no graph is cached; None where one is, or while nothing has been refused."""
@@ -44,28 +53,36 @@ class BrokenModel:
         return Refusal(f"{cut}: {last.reason}{where}", last.nodes)
 
     def watch(self, compiled: Callable[..., Any], say: Callable[[Refusal], None]) -> Callable[..., Any]:
-        """Wrap a refused graph: when it runs again, a whole call has passed, and the model's refusal is said."""
-        calls = 0
+        """Wrap a refused graph: when it runs in another call of the model, the model's refusal is said.
+
+        Where calls are not noted, a graph that runs again counts as another call.
+        """
+        seen: list[int | None] = []
 
         def watched(*args: Any) -> Any:
-            nonlocal calls
             if not self.closed:
-                calls += 1
-                if calls == 2:
+                seen.append(call_serial())
+                if len(seen) > 1 and (seen[-1] is None or seen[-1] != seen[0]):
                     self.closed = True
                     refusal = self.refusal()
                     if refusal is not None:
                         say(refusal)
+                        self.said = True
             return compiled(*args)
 
         return watched
 
 
 class _Current(threading.local):
-    model: BrokenModel | None = None
+    def __init__(self) -> None:
+        self.model: BrokenModel | None = None
+        """Of a compilation that does not show what is compiled."""
+        self.models: weakref.WeakKeyDictionary[Any, BrokenModel] = weakref.WeakKeyDictionary()
 
 
 _current = _Current()
+_cut_by_hand: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models that were told what to compile instead of their blocks."""
 
 
 def broken_model(gm: GraphModule, owner: object) -> BrokenModel | None:
@@ -79,13 +96,68 @@ def broken_model(gm: GraphModule, owner: object) -> BrokenModel | None:
         known = reason.reason.partition("\n")[0]
         if reason.user_stack:
             known += f" at {reason.user_stack[-1].filename}:{reason.user_stack[-1].lineno}"
-    model = _current.model
-    if model is None or model.owner is not owner or model.closed:
+    compiled = next((compiled for _, compiled in _entered()), None)
+    model = _current.model if compiled is None else _current.models.get(compiled)
+    settled = model is not None and compiled is not None and (model.said or model.trunk_found)
+    if model is None or model.owner is not owner or (model.closed and not settled):
         if known is None and not _inside_another_frame():
             return None
-        model = _current.model = BrokenModel(owner)
+        model = BrokenModel(owner)
+        if compiled is None:
+            _current.model = model
+        else:
+            _current.models[compiled] = model
     model.known_break = model.known_break or known
     return model
+
+
+def cut_by_hand(refusal: Refusal) -> tuple[Refusal, bool]:
+    """Return what to say instead of a refusal, if it is of a part that was compiled alone, and whether it is new."""
+    for frame, compiled in _entered():
+        for model in _modules_around(frame):
+            stack = _blocks_compiled_alone(model) if any(part is compiled for part in model.modules()) else None
+            if stack is None or model is compiled:
+                continue
+            new = model not in _cut_by_hand
+            _cut_by_hand.add(model)
+            return Refusal(
+                f"the blocks in {stack} of {type(model).__name__} are compiled one by one, and reuse needs all of them "
+                "in one graph. Compile the whole model instead, with fxcache.enable_cache(pipe) or "
+                'transformer.compile(backend="fxcache")'
+            ), new
+    return refusal, True
+
+
+def _blocks_compiled_alone(model: nn.Module) -> str | None:
+    """Return the path of a list of modules in which several of one kind are compiled each by itself."""
+    path: str
+    for path, holder in model.named_modules():
+        if isinstance(holder, nn.ModuleList):
+            compiled = [child for child in holder if child._compiled_call_impl or hasattr(child, "_orig_mod")]
+            kinds = [type(getattr(child, "_orig_mod", child)) for child in compiled]
+            if len(kinds) > len(set(kinds)):
+                return path
+    return None
+
+
+def _modules_around(frame: FrameType) -> Iterator[nn.Module]:
+    """Modules whose methods are running around a frame, innermost first."""
+    outer: FrameType | None = frame.f_back
+    while outer is not None:
+        module = outer.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            yield module
+        outer = outer.f_back
+
+
+def _entered() -> Iterator[tuple[FrameType, object]]:
+    """What Dynamo compiles now, innermost first: the frame in which it was entered, and the module or function."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _WRAPPER and callable(compiled := frame.f_locals.get("fn")):
+            compiled = inspect.unwrap(compiled)
+            yield frame, getattr(compiled, "__self__", compiled)
+        frame = frame.f_back
 
 
 def _inside_another_frame() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fxcache.options import Options
+from fxcache.runtime.arguments import noting
 from fxcache.runtime.attribution import attribution
 from fxcache.targets import tensors_of
 
@@ -76,4 +77,6 @@ def same_graph(options: Options, others: Options) -> bool:
 
 def _compile(module: nn.Module, enabled: Enabled) -> None:
     module.compile(backend="fxcache", options=enabled.compiled[-1].to_dict(), **enabled.arguments)
+    assert module._compiled_call_impl is not None
+    module._compiled_call_impl = noting(module, module._compiled_call_impl)
     setattr(module._compiled_call_impl, _MARK, enabled)

@@ -16,15 +16,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxcache.regions.dataflow import hint, is_heavy, op_name
+from fxcache.runtime.arguments import LATENT_NAMES, is_time
 from fxcache.runtime.interface import InputRoles
 
 _STATIC = re.compile(r"_modules|_parameters|_buffers|^[LG]\['self'\]")
 _LOCAL = re.compile(r"^[LG]\['([^']+)'\]")
 _STEP = re.compile(r"\['([^']+)'\]|\[(\d+)\]|\.(\w+)")
-_LATENT_NAMES = frozenset({"hidden_states", "audio_hidden_states", "sample", "latents", "latent", "noisy_latents"})
-_TIME_NAMES = frozenset(
-    "t time times tau sigma sigmas noise_level noise_levels noise_labels c_noise log_snr logsnr".split()
-)
 _SMALL = 64
 
 
@@ -79,7 +76,7 @@ def roles_of(dynamo: GraphModule, inputs: Sequence[object], aten: GraphModule, s
 
 
 def _latents(activations: list[int], names: list[str], twin: dict[int, Node], aten: GraphModule) -> list[int]:
-    named = [i for i in activations if names[i].split(".")[0] in _LATENT_NAMES]
+    named = [i for i in activations if names[i].split(".")[0] in LATENT_NAMES]
     if named:
         return named
     outputs = [node for node in _outputs(aten) if isinstance(node.meta.get("val"), torch.Tensor)]
@@ -116,7 +113,7 @@ def _likeness(value: Any, outputs: list[Node]) -> int:
 
 
 def _timestep(candidates: list[int], names: list[str], twin: dict[int, Node]) -> list[int]:
-    named = [i for i in candidates if "timestep" in names[i].lower() or names[i].split(".")[0].lower() in _TIME_NAMES]
+    named = [i for i in candidates if "timestep" in names[i].lower() or is_time(names[i].split(".")[0])]
     if named:
         return named
     small = [i for i in candidates if i in twin and _is_small(twin[i])]

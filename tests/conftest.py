@@ -74,7 +74,7 @@ def _nobody_is_denoising() -> Iterator[None]:
     yield
     generation, signals = (sys.modules.get(f"fxcache.runtime.{name}") for name in ("generation", "signals"))
     if generation is not None and signals is not None:
-        for variable in (generation._entered, generation._branches):
+        for variable in (generation._entered, generation._branches, generation._loops):
             variable.set(())
-        for variable in (generation._loop, generation._ambient, signals._cache_context):
+        for variable in (generation._ambient, signals._cache_context):
             variable.set(None)

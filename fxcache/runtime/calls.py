@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
 import torch
 
+from fxcache.runtime.arguments import arguments
 from fxcache.runtime.clock import DeviceClock, Reading, host_number, read_time
 from fxcache.runtime.contexts import ActivationSignature, Context, ContextKey, TimeSource
 from fxcache.runtime.generation import Branch, Run, current_branch, current_run
@@ -33,6 +34,8 @@ class Call:
     """The time, where the host knows it."""
     activations: ActivationSignature
     signature: str
+    arguments: tuple[Hashable, ...]
+    """What tells branches apart beside the conditioning."""
     host_readable: Callable[[torch.Tensor], bool]
 
     def time(self, axis: str) -> float | None:
@@ -70,6 +73,7 @@ class Call:
             identity_key(self.conditioning),
             self.signature,
             self.activations,
+            arguments=self.arguments,
         )
 
     def period(self, default: int | None) -> int | None:
@@ -147,16 +151,22 @@ def describe(info: GraphInfo, args: Sequence[object], host_readable: Callable[[t
     """Return what shows of a call of this graph with these flat inputs."""
     roles, explicit = info.roles, current_branch()
     timestep = args[roles.timestep[0]] if roles.timestep else None
+    latents, conditioning = tensors_at(args, roles.latents), tensors_at(args, roles.conditioning)
+    rest: tuple[Hashable, ...] = ()
+    given = arguments() if info.is_fragment else None
+    if given is not None:
+        latents, timestep, conditioning, rest = given.latents, given.timestep, given.conditioning, given.rest
     return Call(
         run=current_run(),
         explicit=explicit,
         named=current_cache_context() if explicit is None else None,
-        latents=Identities(tensors_at(args, roles.latents)),
-        conditioning=tensors_at(args, roles.conditioning) if explicit is None else (),
+        latents=Identities(latents),
+        conditioning=conditioning if explicit is None else (),
         timestep=timestep,
         reading=read_time(timestep, host_readable),
         activations=_activations(args, roles),
         signature=info.signature,
+        arguments=rest if explicit is None else (),
         host_readable=host_readable,
     )
 

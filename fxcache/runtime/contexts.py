@@ -6,7 +6,7 @@ import itertools
 import math
 import weakref
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum
 from typing import NamedTuple
 
@@ -48,6 +48,8 @@ class ContextKey(NamedTuple):
     activations: ActivationSignature
     order: int = 0
     """Place in the step, where nothing else tells its calls apart."""
+    arguments: tuple[Hashable, ...] = ()
+    """What else the model was called with, where its graphs do not show it."""
 
 
 class Ring:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fxcache import checks
 from fxcache.errors import OptionError, StateError
@@ -49,6 +49,8 @@ class Run:
         """Whether somebody says where this run starts and ends."""
         self.num_inference_steps = num_inference_steps
         """A hint: second-order schedulers call the model more often."""
+        self.seen_to_end = False
+        """Whether its end will show, so that another loop beginning is not taken for it."""
         self._end = _End(self.serial)
         weakref.finalize(self, self._end.fire).atexit = False
 
@@ -67,7 +69,10 @@ class Run:
 
 
 _entered: ContextVar[tuple[Run, ...]] = ContextVar("fxcache_generations", default=())
-_loop: ContextVar[Run | None] = ContextVar("fxcache_loop", default=None)
+Loop = tuple[Run, "weakref.ref[Any] | None"]
+_loops: ContextVar[tuple[Loop, ...]] = ContextVar("fxcache_loops", default=())
+"""Denoising loops that have begun in this thread, each with the pipeline that runs it; the last one that is not over
+is running, those before it wait for it."""
 _ambient: ContextVar[Run | None] = ContextVar("fxcache_ambient", default=None)
 
 
@@ -168,9 +173,10 @@ def current_run() -> Run:
     entered = _entered.get()
     if entered:
         return entered[-1]
-    loop = _loop.get()
-    if loop is not None and not loop.over:
-        return loop
+    run: Run
+    for run, _ in reversed(_loops.get()):
+        if not run.over:
+            return run
     ambient = _ambient.get()
     if ambient is None:
         ambient = Run("ambient", bounded=False)
@@ -184,20 +190,29 @@ def current_branch() -> Branch | None:
     return branches[-1] if branches else None
 
 
-def begin_loop(total: int | None) -> None:
-    """Start the run of a denoising loop in this thread; the one before it is over."""
-    end_loop()
+def begin_loop(total: int | None, pipeline: object | None = None) -> Run:
+    """Start the run of a denoising loop in this thread; those before it are over, or wait if their end will show."""
+    waiting = []
+    for loop in _loops.get():
+        if not loop[0].seen_to_end:
+            loop[0].end()
+        if not loop[0].over:
+            waiting.append(loop)
     run = Run("", bounded=True, num_inference_steps=total)
     run.label = f"loop {run.serial}"
-    _loop.set(run)
+    _loops.set((*waiting, (run, None if pipeline is None else weakref.ref(pipeline))))
+    return run
 
 
-def end_loop() -> None:
-    """End the run of the denoising loop in this thread, if there is one."""
-    run = _loop.get()
-    if run is not None:
-        _loop.set(None)
-        run.end()
+def end_loop(pipeline: object | None = None) -> None:
+    """End the loop that began last in this thread, of this pipeline if one is given."""
+    loops = _loops.get()
+    for position in range(len(loops) - 1, -1, -1):
+        run, owner = loops[position]
+        if pipeline is None or (owner is not None and owner() is pipeline):
+            _loops.set((*loops[:position], *loops[position + 1 :]))
+            run.end()
+            return
 
 
 def _without_last(entries: tuple[T, ...], entry: T) -> tuple[T, ...]:

@@ -112,6 +112,8 @@ class GraphInfo:
     """The trunk in words."""
     units: tuple[UnitInfo, ...] = ()
     """The parts of the trunk that are decided for themselves; empty where there is one decision."""
+    is_fragment: bool = False
+    """Whether the model has other graphs too, so that the inputs of this one need not be the model's."""
 
 
 class UnitOutcome(NamedTuple):

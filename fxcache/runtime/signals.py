@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from fxcache.runtime.clock import host_number
-from fxcache.runtime.generation import Branch, begin_loop, end_loop
+from fxcache.runtime.generation import Branch, Run, begin_loop, end_loop
 
 _cache_context: ContextVar[Branch | None] = ContextVar("fxcache_cache_context", default=None)
 _lock = threading.Lock()
@@ -79,7 +80,7 @@ def _wrap_progress_bar(original: Any) -> Any:
     def progress_bar(self: object, iterable: Any = None, total: int | None = None, **kwargs: Any) -> Any:
         bar = original(self, iterable=iterable, total=total, **kwargs)
         steps = total if total is not None else _length(iterable)
-        begin_loop(steps)
+        _end_with(bar, begin_loop(steps, self))
         return bar
 
     return progress_bar
@@ -88,10 +89,26 @@ def _wrap_progress_bar(original: Any) -> Any:
 def _wrap_maybe_free_model_hooks(original: Any) -> Any:
     @functools.wraps(original)
     def maybe_free_model_hooks(self: object) -> Any:
-        end_loop()
+        end_loop(self)
         return original(self)
 
     return maybe_free_model_hooks
+
+
+def _end_with(bar: Any, run: Run) -> None:
+    """End the run when its bar is closed, as at the end of a `with` block, also after an exception, or is gone."""
+    reference = weakref.ref(bar) if hasattr(type(bar), "close") else None
+    if reference is None:
+        return
+
+    def close(*args: Any, **kwargs: Any) -> Any:
+        run.end()
+        own = reference()
+        return None if own is None else type(own).close(own, *args, **kwargs)
+
+    bar.close = close
+    weakref.finalize(bar, run.end).atexit = False
+    run.seen_to_end = True
 
 
 def _count(value: object) -> int | None:

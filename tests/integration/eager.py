@@ -14,20 +14,37 @@ from torch import Tensor, nn
 
 from tests.models.pipelines import TinyPipeline
 
-STACKS: dict[str, tuple[str, ...]] = {
-    "flux": ("transformer_blocks", "single_transformer_blocks"),
-    "sd3": ("transformer_blocks",),
-    "qwen": ("transformer_blocks",),
-    "wan": ("blocks",),
-    "pixart": ("transformer_blocks",),
-    "cogvideox": ("transformer_blocks",),
-    "hunyuan_video": ("transformer_blocks", "single_transformer_blocks"),
-    "dit": ("transformer_blocks",),
-}
-"""Module lists of the trunk, in the order in which they run."""
 
-PICTURE_AT = {"flux": 1, "sd3": 1, "qwen": 1, "cogvideox": 0, "hunyuan_video": 0}
-"""Place of the picture tokens in what a block returns; the other place is the text. Missing: picture alone."""
+@dataclass(frozen=True)
+class Blocks:
+    """Where the repeated blocks of a model are, and what they hand on."""
+
+    stacks: tuple[str, ...]
+    """Module lists of the trunk, in the order in which they run."""
+    returns: tuple[str, ...] = ("hidden_states",)
+    """The arguments of a block that its results replace, in the order of the results."""
+
+    between: bool = False
+    """Whether the model adds something to the picture tokens between the blocks: that is then always of this step."""
+
+    @property
+    def picture(self) -> str:
+        """The argument whose change is compared: the picture tokens."""
+        return "hidden_states" if "hidden_states" in self.returns else self.returns[0]
+
+
+PICTURE_LAST, PICTURE_FIRST = ("encoder_hidden_states", "hidden_states"), ("hidden_states", "encoder_hidden_states")
+DOUBLE_SINGLE = ("transformer_blocks", "single_transformer_blocks")
+BLOCKS: dict[str, Blocks] = {
+    "flux": Blocks(DOUBLE_SINGLE, PICTURE_LAST),
+    "sd3": Blocks(("transformer_blocks",), PICTURE_LAST),
+    "qwen": Blocks(("transformer_blocks",), PICTURE_LAST),
+    "wan": Blocks(("blocks",)),
+    "pixart": Blocks(("transformer_blocks",)),
+    "cogvideox": Blocks(("transformer_blocks",), PICTURE_FIRST),
+    "hunyuan_video": Blocks(DOUBLE_SINGLE, PICTURE_FIRST),
+    "dit": Blocks(("transformer_blocks",)),
+}
 
 
 @dataclass
@@ -35,21 +52,23 @@ class Memory:
     """What one branch remembers."""
 
     reference: Tensor | None = None
-    residual: Tensor | None = None
+    residuals: dict[str, Tensor] = field(default_factory=dict)
     decisions: str = ""
     differences: list[float | None] = field(default_factory=list)
 
 
 class EagerF1B0:
-    """The first block decides, all others are reused as one residual of the picture tokens.
+    """The first block decides, all others are reused as one residual of every stream that they hand on.
 
     ``branches``: the calls of one step, in turn.
     """
 
-    def __init__(self, module: nn.Module, name: str, threshold: float, warmup: int = 1, branches: int = 1) -> None:
+    def __init__(
+        self, module: nn.Module, blocks: str | Blocks, threshold: float, warmup: int = 1, branches: int = 1
+    ) -> None:
         self.threshold, self.warmup, self.branches = threshold, warmup, branches
-        self.picture_at = PICTURE_AT.get(name)
-        self.blocks: list[Any] = [block for stack in STACKS[name] for block in module.get_submodule(stack)]
+        self.layout = BLOCKS[blocks] if isinstance(blocks, str) else blocks
+        self.blocks: list[Any] = [block for stack in self.layout.stacks for block in module.get_submodule(stack)]
         for position, block in enumerate(self.blocks):
             block.forward = self.wrapped(position, block.forward)
         self.begin()
@@ -69,31 +88,43 @@ class EagerF1B0:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
-            states = given["hidden_states"]
             if position == 0:
                 result = original(*args, **kwargs)
-                self.entered = self.picture(result)
-                self.decide(self.entered - states)
+                self.entered = self.streams(result)
+                self.decide(self.entered[self.layout.picture] - given[self.layout.picture])
                 return result
             if self.reuse:
+                streams = {name: given.get(name) for name in self.layout.returns}
                 if position == last:
-                    states = states + self.memory.residual
-                both = (states, given.get("encoder_hidden_states"))
-                return states if self.picture_at is None else both if self.picture_at == 0 else both[::-1]
+                    start = streams if self.layout.between else self.entered
+                    streams |= {n: start[n] + residual for n, residual in self.memory.residuals.items()}
+                values = tuple(streams.values())
+                return values if len(values) > 1 else values[0]
             result = original(*args, **kwargs)
-            if position == last:
-                self.memory.residual = self.picture(result) - self.entered
+            if self.layout.between:
+                picture, kept = self.layout.picture, self.memory.residuals if position > 1 else {}
+                change = self.streams(result)[picture] - given[picture]
+                self.memory.residuals = {picture: kept[picture] + change if kept else change}
+            elif position == last:
+                left = self.streams(result)
+                self.memory.residuals = {n: value - self.entered[n] for n, value in left.items() if value is not None}
             return result
 
         return forward
 
-    def picture(self, result: Any) -> Tensor:
-        tokens: Tensor = result if self.picture_at is None else result[self.picture_at]
-        return tokens
+    def streams(self, result: Any) -> dict[str, Tensor]:
+        """What a block returns, by the arguments that it replaces."""
+        values = result if isinstance(result, tuple) else (result,)
+        return dict(zip(self.layout.returns, values, strict=True))
+
+    def whose(self) -> Memory:
+        """The memory of the next call."""
+        memory = self.memories[self.calls % self.branches]
+        self.calls += 1
+        return memory
 
     def decide(self, indicator: Tensor) -> None:
-        self.memory = memory = self.memories[self.calls % self.branches]
-        self.calls += 1
+        self.memory = memory = self.whose()
         difference = None
         if memory.reference is not None and len(memory.decisions) >= self.warmup:
             difference = ((indicator - memory.reference).abs().mean() / memory.reference.abs().mean()).item()

@@ -72,8 +72,9 @@ class Calibrated(EagerF1B0):
         self.calls += 1
         self.memory = memory = self.memories[branch]
         kept, residuals = self.kept[branch], self.residuals[branch]
-        if memory.residual is not None and len(residuals) < len(kept):
-            residuals.insert(0, memory.residual)  # of the step computed last
+        picture = self.layout.picture
+        if memory.residuals and len(residuals) < len(kept):
+            residuals.insert(0, memory.residuals[picture])  # of the step computed last
         step = len(memory.decisions)
         self.reuse = MASK[step] == "0"
         memory.decisions += "." if self.reuse else "C"
@@ -86,7 +87,8 @@ class Calibrated(EagerF1B0):
         stored = np.stack([each.double().flatten().numpy() for _, each, _ in window])
         seen = indicator.double().flatten().numpy()
         weights = self.weights([time for time, *_ in window], float(step), flat, seen, stored)
-        memory.residual = torch.from_numpy(weights @ flat).view(values.shape[1:]).to(values.dtype)
+        predicted = torch.from_numpy(weights @ flat).view(values.shape[1:]).to(values.dtype)
+        memory.residuals = {**memory.residuals, picture: predicted}
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,9 @@ VARIANTS: dict[str, Callable[..., TinyPipeline]] = {
 
 
 def twin(tiny: TinyPipeline) -> TinyPipeline:
-    """A second pipeline object on the same components with a scheduler of its own, for interleaved requests."""
-    parts = {**tiny.pipe.components, "scheduler": copy.deepcopy(tiny.pipe.scheduler)}
+    """A second pipeline on the same transformers, for interleaved requests; all else has a state of its own."""
+    given = tiny.pipe.components
+    parts = {name: part if name.startswith("transformer") else copy.deepcopy(part) for name, part in given.items()}
     config = {name: value for name, value in tiny.pipe.config.items() if name in ("boundary_ratio", "expand_timesteps")}
     other = type(tiny.pipe)(**{**parts, **config})
     return TinyPipeline(quiet(other), tiny.request, tiny.separate, tiny.context_names, tiny.extra)

@@ -47,6 +47,36 @@ def test_loops_of_a_pipeline_share_nothing(model, cond):
     assert sum(len(record.steps) for record in model.records()) == 6
 
 
+def test_a_loop_whose_end_will_show_waits_for_one_inside_it(model, cond):
+    times = schedule(8)
+    outer = runs.begin_loop(8)
+    outer.seen_to_end = True
+    assert model.run(times[:2], cond) == "C."
+    inner = runs.begin_loop(8)
+    assert model.run(times[:3], cond) == "C.."
+    runs.end_loop()
+    assert inner.over and not outer.over
+    assert model.run(times[2:4], cond) == "..", "as if there had been no other"
+    outer.end()
+    assert not runs.current_run().bounded
+
+
+def test_a_pipeline_ends_its_own_loop_only(model, cond):
+    class Pipe:
+        pass
+
+    one, other = Pipe(), Pipe()
+    outer = runs.begin_loop(8, one)
+    outer.seen_to_end = True
+    inner = runs.begin_loop(8, other)
+    runs.end_loop(one)
+    assert outer.over and not inner.over and runs.current_run() is inner
+    runs.end_loop(one)
+    assert not inner.over
+    runs.end_loop(other)
+    assert inner.over
+
+
 def test_call_that_raises_leaves_no_state(model, cond):
     times = schedule(6)
     assert model.run(times[:2], cond) == "C."

@@ -38,9 +38,11 @@ class Mixin:
 
 
 class Pipeline:
+    bar: type | None = None
+
     def progress_bar(self, iterable=None, total=None):
         """The original."""
-        return (self, iterable, total)
+        return (self, iterable, total) if self.bar is None else self.bar()
 
     def maybe_free_model_hooks(self):
         return "freed"
@@ -88,6 +90,45 @@ def test_bar_begins_a_run_and_the_end_ends_it(fakes, arguments, hint):
     assert first.over and not second.over and second.serial != first.serial
     pipe.maybe_free_model_hooks()
     assert second.over and not current_run().bounded
+
+
+class Bar:
+    """Looks like a progress bar."""
+
+    closed = 0
+
+    def close(self) -> str:
+        self.closed += 1
+        return "closed"
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class PipelineWithBars(Pipeline):
+    bar = Bar
+
+
+def test_a_bar_that_closes_ends_its_run_and_no_other(fakes):
+    outer_pipe, inner_pipe = PipelineWithBars(), PipelineWithBars()
+    with outer_pipe.progress_bar(total=5) as outer_bar:
+        outer = current_run()
+        with pytest.raises(ZeroDivisionError), inner_pipe.progress_bar(total=3) as bar:
+            inner = current_run()
+            assert inner is not outer
+            raise ZeroDivisionError
+        assert bar.closed == 1 and inner.over and not outer.over
+        inner_pipe.maybe_free_model_hooks()
+        assert current_run() is outer
+        last = inner_pipe.progress_bar(total=3)
+        assert current_run() not in (outer, inner)
+        del last  # a loop that was broken off, without `with`
+        assert current_run() is outer
+    assert outer.over and outer_bar.close() == "closed"
+    assert not current_run().bounded
 
 
 def test_wrapped_once_and_put_back(fakes):

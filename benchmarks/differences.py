@@ -1,6 +1,6 @@
-"""Sequences of calls that cache-dit 1.5.3 gets wrong, played to it and to fxcache on the same small random transformer.
+"""Sequences of calls that cache-dit 1.5.3 and fxcache answer differently, played to both on a small random transformer.
 
-`python -m benchmarks.defects` prints what both did; a word has one character per call, `C` computed, `.` reused. It
+`python -m benchmarks.differences` prints what both did; a word has one character per call, `C` computed, `.` reused. It
 needs no GPU, nothing is downloaded, and `pip install -c constraints.txt -e ".[bench,peers]"` adds cache-dit. What it
 prints stands in `docs/coming-from-cache-dit.md`.
 """
@@ -22,6 +22,8 @@ from torch import Tensor
 import fxcache
 from benchmarks.digits.sample import DigitsPipeline, load_pipeline
 from benchmarks.peers import INSTALL, count_blocks
+from fxcache.calibrators import CALIBRATORS
+from fxcache.kernels import Window
 
 BLOCKS = 4
 """Double blocks, which are cached; the one single block behind them always runs."""
@@ -250,6 +252,39 @@ def _two_runs(
     return f"{counts[0]}, then {counts[1]}; a call after disable_cache: {called}"
 
 
+def masked(mask: str, **config: Any) -> Seen:
+    """One generation of 8 steps under a mask."""
+    return in_a_row(both(steps_computation_mask=[int(digit) for digit in mask], **config), [STEPS])
+
+
+def straight_line(name: str, computed: tuple[int, ...]) -> Seen:
+    """The calibrators alone: forecasts of y = t for the three steps behind the last computed one."""
+    from cache_dit.caching.cache_contexts import calibrators
+
+    classes = {"taylorseer": "TaylorSeerCalibrator", "foca": "FoCaCalibrator", "dmd": "DMDCalibrator"}
+    calibrator = getattr(calibrators, classes[name])()
+    seen: list[float] = []
+    for step in range(computed[-1] + 4):
+        calibrator.mark_step_begin()
+        if step in computed:
+            calibrator.update(torch.tensor([[float(step)]]), "y")
+        else:
+            seen.append(float(calibrator.approximate("y")))
+    times = tuple(map(float, reversed(computed)))
+    values = torch.tensor(times, dtype=torch.float64)
+    numbers = {"taylorseer": (1.0,), "dmd": (0.0, 1e-8)}.get(name, ())
+    weights = CALIBRATORS[name](*numbers).weights
+    own = [
+        float(values @ values.new_tensor(weights(Window(times, computed[-1] + ahead, gram=values.outer(values)))))
+        for ahead in (1.0, 2.0, 3.0)
+    ]
+    return _rounded(seen[-3:]), _rounded(own)
+
+
+def _rounded(values: list[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
 def raised(action: Callable[[], object]) -> str:
     """Do it and return the kind and the first line of what it raises."""
     try:
@@ -275,7 +310,12 @@ CASES: dict[str, Callable[[], Seen]] = {
     "Fn_compute_blocks=3, Bn_compute_blocks=3 on 4 blocks, the first step": overlap,
     "the default configuration on 4 blocks": few_blocks,
     "enable_cache(..., residual_diff_treshold=0.2)": misspelled,
+    "taylorseer on y = t, computed at 0 1 2, forecasts at 3 4 5": lambda: straight_line("taylorseer", (0, 1, 2)),
+    "foca on y = t, computed at 0 4 8, forecasts at 9 10 11": lambda: straight_line("foca", (0, 4, 8)),
+    "dmd on y = t, computed at 0 4 8, forecasts at 9 10 11": lambda: straight_line("dmd", (0, 4, 8)),
     "two pipelines of one class, reused steps of the first after its run and after the second's": two_pipelines,
+    "mask 10000010, dynamic, the default max_warmup_steps=8": lambda: masked("10000010"),
+    "mask 1001 for 8 steps, static": lambda: masked("1001", steps_computation_policy="static", max_warmup_steps=1),
 }
 """What is done, and how; in the order in which it is printed."""
 

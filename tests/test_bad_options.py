@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from fxcache import option_rules
 from fxcache.errors import OptionError
 from fxcache.options import Options
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tests.integration.eager import PICTURE_AT, STACKS
+from tests.integration.eager import BLOCKS
 
 
 @dataclass
@@ -65,8 +65,10 @@ class EagerDBPrune:
 
     def __init__(self, module: nn.Module, name: str, rules: Rules, branches: int = 1) -> None:
         self.rules, self.branches = rules, branches
-        self.picture_at = PICTURE_AT.get(name)
-        self.blocks: list[Any] = [block for stack in STACKS[name] for block in module.get_submodule(stack)]
+        layout = BLOCKS[name]
+        self.returns = layout.returns
+        self.names = (layout.picture, *(other for other in layout.returns if other != layout.picture))
+        self.blocks: list[Any] = [block for stack in layout.stacks for block in module.get_submodule(stack)]
         self.unit_of: dict[int, int] = {}
         begun, length = None, 0
         for number in range(rules.first, len(self.blocks) - rules.last):
@@ -100,9 +102,7 @@ class EagerDBPrune:
                 self.begin_step()
             if position not in self.unit_of:
                 return original(*args, **kwargs)
-            streams: tuple[Any, ...] = tuple(given[n] for n in ("hidden_states", "encoder_hidden_states") if n in given)
-            if self.picture_at is None:
-                streams = streams[:1]
+            streams: tuple[Any, ...] = tuple(given[name] for name in self.names)
             unit = self.unit_of[position]
             if unit == position:
                 self.entered = streams
@@ -134,10 +134,14 @@ class EagerDBPrune:
         return tuple(None if a is None or b is None else a + far * (a - b) for a, b in pairs)
 
     def packed(self, streams: tuple[Tensor | None, ...]) -> Any:
-        return streams[0] if self.picture_at is None else streams if self.picture_at == 0 else streams[::-1]
+        """Streams, the picture first, as a block returns them."""
+        by_name = dict(zip(self.names, streams, strict=True))
+        values = tuple(by_name[name] for name in self.returns)
+        return values if len(values) > 1 else values[0]
 
     def unpacked(self, result: Any) -> tuple[Any, ...]:
-        return (result,) if self.picture_at is None else tuple(result) if self.picture_at == 0 else tuple(result[::-1])
+        by_name = dict(zip(self.returns, result if isinstance(result, tuple) else (result,), strict=True))
+        return tuple(by_name[name] for name in self.names)
 
     def begin_step(self) -> None:
         self.memory = memory = self.memories[self.calls % self.branches]

@@ -212,6 +212,29 @@ def test_no_generation_reads_what_another_has_left(indicator: str) -> None:
         assert torch.equal(used.run(**request), alone.run(**request))
 
 
+@pytest.mark.parametrize("indicator", ["previous", "input"])
+def test_the_second_branch_of_a_step_skips_the_blocks_that_the_first_one_has(indicator: str) -> None:
+    options = {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.1, "max_warmup_steps": 2}
+    alone = cached(build("flux"), **options, prune_indicator=indicator)
+    alone.run(steps=STEPS, cfg=True)
+    tiny = cached(build("flux"), **options, prune_indicator=indicator, cfg_diff_compute_separate=False)
+    tiny.run(steps=STEPS, cfg=True)
+    first, second = api.summary(tiny.pipe).contexts
+    assert first.decisions == api.summary(alone.pipe).contexts[0].decisions
+    assert second.decisions == first.decisions
+    assert second.pruned_ratio == first.pruned_ratio
+    assert 0 < (first.pruned_ratio or 0) < 0.75
+    assert second.differences == (None,) * STEPS
+
+
+def test_a_refresh_drops_what_every_block_has_stored() -> None:
+    options = {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.99, "max_warmup_steps": 2}
+    tiny = cached(build("flux"), **options, force_refresh_step_hint=5)
+    tiny.run(steps=STEPS, cfg=False)
+    (context,) = api.summary(tiny.pipe).contexts
+    assert context.decisions == "CC...CC."
+
+
 def test_a_value_that_is_not_finite_is_computed_anew() -> None:
     tiny = TRANSFORMERS["flux"](layers=3)
     options = {"Fn_compute_blocks": 1, "max_warmup_steps": 1, "residual_diff_threshold": 0.99, "method": "dbprune"}

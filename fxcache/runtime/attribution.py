@@ -139,6 +139,7 @@ class Attribution:
         context.owner = weakref.ref(lease)
         lease.store = True
         context.counters.total_steps = call.total_steps(model.options.num_inference_steps)
+        context.counters.step_index = call.step_index
         context.note_steps(model.options)
         lease.mode, lease.reason = model.policy.decide_before(model.options, context.counters, context.valid)
         lease.offset, lease.coefficients = model.policy.scale(model.options, context.counters)

@@ -29,17 +29,17 @@ def decide_before(options: Options, counters: Counters, has_state: bool) -> tupl
     ruled = rule(options, counters, has_state)
     if ruled is not None:
         return ruled
-    total = counters.total_steps
+    total, place = counters.total_steps, counters.place
     if total is None:
         return Mode.COMPUTE, Reason.STEPS_UNKNOWN
-    if counters.step < int(options.retention_ratio * total + 0.5):
+    if place < int(options.retention_ratio * total + 0.5):
         return Mode.COMPUTE, Reason.WARMUP
     if not has_state:
         return Mode.COMPUTE, Reason.FIRST
     ratios = spread_ratios(options.magnitude_ratios, total)
-    wrong = error(ratios[counters.last_computed_step + 1 : counters.step + 1])
+    wrong = error(ratios[counters.last_computed_step + 1 : place + 1])
     # steps behind the end of the table are known nothing of
-    known = counters.step < total and wrong <= options.effective_threshold
+    known = place < total and wrong <= options.effective_threshold
     return (Mode.REUSE if known else Mode.COMPUTE), Reason.ERROR
 
 

@@ -30,11 +30,18 @@ class Counters:
     computed_steps: int = 0
     """Computed calls so far."""
     last_computed_step: int = -1
-    """Index of the last of them."""
+    """Place in the generation of the last of them."""
     total_steps: int | None = None
     """Calls of the whole generation, where somebody has said it."""
     begun: int = 0
     """Index from which the warmup counts."""
+    step_index: int | None = None
+    """Index of the next call among those, where somebody has said it: another model may have made the first ones."""
+
+    @property
+    def place(self) -> int:
+        """Index of the next call in the generation, as well as it is known."""
+        return self.step if self.step_index is None else self.step_index
 
 
 def decide_before(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, Reason]:
@@ -51,16 +58,16 @@ def decide_before(options: Options, counters: Counters, has_state: bool) -> tupl
 def rule(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, Reason] | None:
     """Return what the rules that all methods share say, or None where they leave it to the method."""
     limit, total = options.max_accumulated_residual_diff_threshold, counters.total_steps
-    mask = options.steps_computation_mask
+    mask, step = options.steps_computation_mask, counters.step
     if isinstance(mask, str):
         if total is None:
             return Mode.COMPUTE, Reason.STEPS_UNKNOWN
-        mask = preset_mask(mask, total)
-    if mask is not None and (counters.step >= len(mask) or mask[counters.step]):
+        mask, step = preset_mask(mask, total), counters.place
+    if mask is not None and (step >= len(mask) or mask[step]):
         return Mode.COMPUTE, Reason.MASK
     if options.has_static_mask:
         return (Mode.REUSE, Reason.MASK) if has_state else (Mode.COMPUTE, Reason.FIRST)
-    if total is not None and options.last_steps and counters.step >= total - options.last_steps:
+    if total is not None and options.last_steps and counters.place >= total - options.last_steps:
         return Mode.COMPUTE, Reason.LAST
     if counters.step - counters.begun in range(0, options.max_warmup_steps, options.warmup_interval):
         return Mode.COMPUTE, Reason.WARMUP
@@ -85,7 +92,7 @@ def after(counters: Counters, reused: bool, difference: float | None) -> None:
     """Move the counters past one call of the context."""
     if not reused:
         counters.computed_steps += 1
-        counters.last_computed_step = counters.step
+        counters.last_computed_step = counters.place
     counters.step += 1
     if reused:
         counters.cached_steps += 1

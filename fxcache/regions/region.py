@@ -118,7 +118,7 @@ def cut_region(
         indicator = _indicator(carry, trunk, flow, front, parameters)
     else:
         indicator = Indicator(first_read(carry[0], trunk, inside), None, carry[0])
-    needed.update({indicator.stream, *leaves(indicator.out)})
+    needed.update(leaves(indicator.out))
     needed.update(() if indicator.inp is None else leaves(indicator.inp))
     hoisted = _needed_later(between, inside, needed, flow, back)
     behind = _with_helpers(between, inside, hoisted)

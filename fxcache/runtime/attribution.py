@@ -186,6 +186,7 @@ class Attribution:
         context.conditioned = None if context.key.conditioning else Identities(call.conditioning)
         lease.store = True
         context.counters.total_steps = call.total_steps(options.num_inference_steps)
+        context.counters.step_index = call.step_index
         context.note_steps(options)
         lease.mode, lease.reason = model.policy.decide_before(options, context.counters, context.valid)
         lease.offset, lease.coefficients = model.policy.scale(options, context.counters)

@@ -8,7 +8,8 @@ import pytest
 
 import fxcache
 from fxcache.runtime.attribution import Attribution, Reason
-from fxcache.runtime.generation import BranchContext, Generation, begin_loop, end_loop
+from fxcache.runtime.generation import Branch, BranchContext, Generation, begin_loop, end_loop
+from fxcache.runtime.signals import _cache_context
 from tests.runtime.loop import Model, schedule
 
 FAST_10, FAST_12 = "CCC.C..C.C", "CCC.C..C..CC"
@@ -49,6 +50,27 @@ def test_the_branch_says_it() -> None:
         with BranchContext("cond", step, 12):
             word += model.run([time])
     assert word == FAST_12
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        (PRESET, "CC..CC"),
+        ({"method": "interval", "cache_interval": 99, "last_steps": 2}, "C...CC"),
+        (
+            {"method": "magcache", "magnitude_ratios": [1.0] * 8 + [1.5] + [1.0] * 3, "retention_ratio": 0.1},
+            "C..C..",
+        ),
+    ],
+)
+def test_a_model_that_makes_the_second_half_of_the_steps_is_told_where_they_are(changes: Any, word: str) -> None:
+    model, found = Model(Attribution(), **changes), ""
+    begin_loop(None)
+    for step, time in enumerate(schedule(12)):
+        if step >= 6:
+            _cache_context.set(Branch("cond", step, 12))
+            found += model.run([time])
+    assert found == word
 
 
 def test_the_option_wins_over_the_hint() -> None:

@@ -114,7 +114,8 @@ class Attribution:
             record = StepRecord(context.counters.step, reason, outcome.difference, pruned_blocks=saved.blocks)
             context.statistics.add(record, saved.flops)
             _remember(context, lease, outcome, model.options.history)
-            model.policy.after(context.counters, outcome.reused, outcome.difference)
+            context.difference = _compared(model, context, lease, outcome)
+            model.policy.after(context.counters, outcome.reused, context.difference)
 
     def abort(self, lease: Lease) -> None:
         """The call raised: its context's state is worth nothing, and its generation most likely over."""
@@ -279,6 +280,14 @@ def _remember(context: Context, lease: Lease, outcome: Outcome, entries: int) ->
         if not reused:
             ring.remember(Stored(term.slot, step, time), entries)
             context.valid = True
+
+
+def _compared(model: ModelState, context: Context, lease: Lease, outcome: Outcome) -> float | None:
+    """Return the difference of the call, or that of the branch it has followed: what is summed grows with it."""
+    if outcome.difference is None and lease.reason is Reason.FOLLOWS and context.leader is not None:
+        leader = model.contexts.get(context.leader[0])
+        return None if leader is None else leader.difference
+    return outcome.difference
 
 
 def _saved(context: Context, outcome: Outcome) -> UnitInfo:

@@ -134,6 +134,8 @@ class Context:
         self.counters = Counters()
         self.reused: bool | None = None
         """What the last call did; None before its end."""
+        self.difference: float | None = None
+        """What the last call compared, or the branch that led it."""
         self.reused_units: tuple[bool, ...] = ()
         """The same per unit, where the trunk has several and the graph was asked."""
         self.leader: tuple[ContextKey, int] | None = None

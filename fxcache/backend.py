@@ -125,17 +125,16 @@ class _Compilation:
     def _describe(self, aten: GraphModule, result: Rewritten, facts: Mapping[str, Any]) -> GraphInfo:
         regions = [plan.region for plan in result.plans]
         region = regions[0]
-        flops = [region_flops(aten.graph, {node.name for node in one.middle}) for one in regions]
-        middle, total = sum(inside for inside, _ in flops), flops[0][1]
+        total, *flops = region_flops(aten.graph, *({node.name for node in one.middle} for one in regions))
         units: tuple[UnitInfo, ...] = ()
         if self._options.prunes:
             lengths = [len(one.trunk.blocks) - one.first_blocks - one.last_blocks for one in regions]
-            units = tuple(UnitInfo(length, work[0]) for length, work in zip(lengths, flops, strict=True))
+            units = tuple(UnitInfo(length, work) for length, work in zip(lengths, flops, strict=True))
         return GraphInfo(
             signature=result.signature,
             options=self._options,
             roles=roles_of(self._dynamo, self._inputs, aten, facts.get("static_input_idxs", ())),
-            middle_flops=middle,
+            middle_flops=sum(flops),
             total_flops=total,
             stream_names=tuple(stream.live_out.name for stream in region.streams),
             trunk=region.trunk.label,

@@ -119,7 +119,7 @@ class Summary:
         lines = [_aligned(row, widths) for row in rows]
         rule = "-" * len(lines[0])
         lines = [lines[0], rule, *lines[1:-1], rule, lines[-1], ""]
-        lines += [f"{_name(context)}: {_counts(context.reasons)}" for context in self.contexts]
+        lines += [f"{_name(context)}: {_counts(context.reasons)}{_pruned(context)}" for context in self.contexts]
         if self.refused:
             lines.append(f"outside any context: {_counts(self.refused)}")
         return "\n".join(line.rstrip() for line in lines)
@@ -207,6 +207,11 @@ def _name(context: ContextSummary) -> str:
 
 def _counts(reasons: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
+
+
+def _pruned(context: ContextSummary) -> str:
+    ratio = context.pruned_ratio
+    return "" if ratio is None else f"; {100 * ratio:.0f} % of the blocks that may be skipped were"
 
 
 def _times(factor: float | None) -> str:

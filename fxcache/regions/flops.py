@@ -30,15 +30,10 @@ def node_flops(node: Node) -> int:
     return int(count(*args, **kwargs, out_val=_hinted(node.meta.get("val"))))
 
 
-def region_flops(graph: Graph, names: Collection[str]) -> tuple[int, int]:
-    """Operations of the named nodes, and of the whole graph."""
-    inside = total = 0
-    for node in graph.nodes:
-        if node.op == "call_function":
-            flops = node_flops(node)
-            total += flops
-            inside += flops if node.name in names else 0
-    return inside, total
+def region_flops(graph: Graph, *parts: Collection[str]) -> tuple[int, ...]:
+    """Operations of the whole graph, and of the nodes named in each part."""
+    flops = {node.name: node_flops(node) for node in graph.nodes if node.op == "call_function"}
+    return sum(flops.values()), *(sum(flops.get(name, 0) for name in part) for part in parts)
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ def test_part_and_whole():
     sketch = Sketch()
     h, w = sketch.input("h", 6, 4), sketch.weight("w", 4, 4)
     sketch.finish(sketch.blocks(h, w, w, stack="blocks", count=3))
-    assert region_flops(sketch.graph, {"mm_2", "mm_3", "relu"}) == (2 * 192, 6 * 192)
+    assert region_flops(sketch.graph, {"mm_2", "mm_3", "relu"}, {"mm"}) == (6 * 192, 2 * 192, 192)
 
 
 def test_dynamic_sizes_are_not_pinned():

@@ -211,7 +211,7 @@ def test_every_block_for_itself(case: Case, indicator: str) -> None:
     control[:, Control.MODE] = Ask.COMPUTE
     all_of_it = result.gm(*inputs, control, *state)
     assert distance(all_of_it, exact) == 0
-    assert 0 < distance(half, exact)
+    assert distance(half, exact) > 0
     if case.name not in RAW and case.name not in WEAK:
         assert distance(half, exact) < distance(expected, exact)
         assert distance(none, exact) < 0.7 * distance(expected, exact)

@@ -29,7 +29,7 @@ def calls(gm: GraphModule) -> list[str]:
 
 def test_all_units_are_decided_in_front_of_everything() -> None:
     result = pruned(plain())
-    names = [name for name in result.plan.placeholders]
+    names = list(result.plan.placeholders)
     assert names == [
         *("control", "health", "clock", "observed"),
         *("unit_0_reference", "unit_0_cache_0", "unit_1_reference", "unit_1_cache_0"),

@@ -142,7 +142,7 @@ CASES: dict[str, Case] = {
         slow=True,
     ),
     "dit": _case(_P["dit"], BLOCKS["dit"], ONE),
-    "pixart": _case(_P["pixart"], BLOCKS["pixart"], ONE, family="pixart"),
+    "pixart": _case(_P["pixart"], BLOCKS["pixart"], ONE),
     **{
         f"pixart_{name}": Case(
             partial(_pixart_with, scheduler),
@@ -150,7 +150,6 @@ CASES: dict[str, Case] = {
             BLOCKS["pixart"],
             ONE,
             steps=steps,
-            family="pixart",
         )
         for name, (scheduler, steps) in _SCHEDULERS.items()
     },

@@ -126,3 +126,65 @@ def test_breaks_in_every_block_are_refused_once():
         strict(*loop(1)[0])
         with pytest.raises(RefusalError, match="graph breaks cut the model"):
             strict(*loop(1)[0])
+
+
+class Mixed(TinyTrunk):
+    """Another text behind the break than in front of it, and a switch that only counts in front of it."""
+
+    def forward(self, x: Tensor, t: Tensor, c: Tensor, strong: bool = False) -> Tensor:
+        x, c = (4 * x if strong else x), c * 1.0
+        torch._dynamo.graph_break()
+        return super().forward(x, t, c)
+
+
+@pytest.mark.parametrize("differ", ["text", "switch", "nothing"])
+def test_behind_a_break_branches_are_those_of_the_arguments_of_the_model(differ):
+    def run(*branches: dict[str, Any]) -> tuple[list[list[Tensor]], list[str]]:
+        torch.manual_seed(0)
+        model = Mixed().eval()
+        api.enable_cache(model, **OPTIONS)
+        outs: list[list[Tensor]] = [[] for _ in branches]
+        with torch.no_grad(), api.generation():
+            for call in loop(4):
+                for out, branch in zip(outs, branches, strict=True):
+                    out.append(model(*call[:2], **{"c": call[2], **branch}))
+        return outs, decisions(model)
+
+    text = torch.randn(loop()[0][2].shape, generator=torch.Generator().manual_seed(9))
+    other: dict[str, Any] = {"text": {"c": text}, "switch": {"strong": True}, "nothing": {}}[differ]
+    outs, words = run({}, other)
+    if differ == "nothing":  # the same call once more, which is no step
+        assert words == ["C..."] and all(map(torch.equal, *outs)) is False
+        return
+    assert words == ["C..."] * 2
+    for out, branch in zip(outs, ({}, other), strict=True):
+        assert all(map(torch.equal, out, run(branch)[0][0]))
+
+
+class Twice(BreakInBlocks):
+    """A function in front of the blocks is one graph that runs twice in a call."""
+
+    def prefix(self, x: Tensor, t: Tensor, c: Tensor) -> tuple[Streams, Streams]:
+        return super().prefix(halved(halved(x)), t, c)
+
+
+def halved(x: Tensor) -> Tensor:
+    torch._dynamo.graph_break()
+    return x / 2
+
+
+def test_a_graph_that_runs_twice_in_one_call_is_not_another_call():
+    class Whole(TinyTrunk):
+        def prefix(self, x: Tensor, t: Tensor, c: Tensor) -> tuple[Streams, Streams]:
+            return super().prefix(halved(halved(x)), t, c)
+
+    model = api.enable_cache(Whole().eval(), **OPTIONS)
+    with torch.no_grad(), api.generation():  # it would raise
+        for call in loop(4):
+            model(*call)
+    assert decisions(model) == ["C..."]
+    broken = api.enable_cache(Twice().eval(), **WARN)
+    with refusals() as said, torch.no_grad():
+        for call in [*loop(3), *loop(2, length=6), *loop(2, length=7)]:
+            broken(*call)
+    assert len(said) == 1, "once, also for other sizes"

@@ -58,6 +58,8 @@ class Case:
     """Cases of one family share their compiled code."""
     sizes: bool = False
     """Whether another size is tried too."""
+    slow: bool = False
+    """Whether its compilation takes more than half a minute, or shows little that another case does not."""
     refusal: str | None = None
     """What the refusal says, where the blocks do not come in one graph."""
 
@@ -128,6 +130,7 @@ CASES: dict[str, Case] = {
         _I["z_image_truncated"],
         Blocks(("layers",), ("x",)),
         turns_until(0.6, ("branch 1",), ("branch 2",)),
+        slow=True,
     ),
     "hunyuan_image": _case(_I["hunyuan_image"], Blocks(DOUBLE_SINGLE, PICTURE_FIRST), GUIDER),
     "glm_image": _case(_I["glm_image"], TEXT_TOO, TWO, family="glm_image"),
@@ -136,9 +139,10 @@ CASES: dict[str, Case] = {
         TEXT_TOO,
         lambda steps: itertools.chain([(BEFORE, "branch 1")], TWO(steps)),
         family="glm_image",
+        slow=True,
     ),
     "dit": _case(_P["dit"], BLOCKS["dit"], ONE),
-    "pixart": _case(_P["pixart"], BLOCKS["pixart"], ONE, family="pixart"),
+    "pixart": _case(_P["pixart"], BLOCKS["pixart"], ONE),
     **{
         f"pixart_{name}": Case(
             partial(_pixart_with, scheduler),
@@ -146,7 +150,6 @@ CASES: dict[str, Case] = {
             BLOCKS["pixart"],
             ONE,
             steps=steps,
-            family="pixart",
         )
         for name, (scheduler, steps) in _SCHEDULERS.items()
     },
@@ -168,6 +171,7 @@ CASES: dict[str, Case] = {
         _C["ltx2"],
         Blocks(("transformer_blocks",), ("hidden_states", "audio_hidden_states")),
         turns("cond_uncond", "uncond_stg", "uncond_modality"),
+        slow=True,
     ),
     "helios": _case(_C["helios"], Blocks(("blocks",)), turns("cond", "uncond", loops=2)),
     "framepack": _case(_C["framepack"], Blocks(DOUBLE_SINGLE, PICTURE_FIRST), TWO, refusal=IN_PLACES, steps=3),

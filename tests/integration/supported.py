@@ -1,6 +1,7 @@
 """Run the checks of every case and write what came out: a JSON file, and the page of the documentation made of it.
 
 python -m tests.integration.supported            run all checks, write both files
+python -m tests.integration.supported --only dit run these, keep the results of the others
 python -m tests.integration.supported --page     write the page again from the JSON file
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,10 @@ RESULTS, PAGE = DOCS / "supported-pipelines.json", DOCS / "supported-pipelines.m
 MARK = {"passed": "yes", "failed": "**no**"}
 
 
-def examine_all() -> dict[str, Any]:
-    """The results of all checks of all cases."""
+def examine(names: Iterable[str]) -> dict[str, Any]:
+    """The results of all checks of some cases."""
     cases, last = {}, None
-    for name, case in CASES.items():
+    for name, case in ((name, CASES[name]) for name in names):
         if (case.family or name) != last:
             torch._dynamo.reset()
             last = case.family or name
@@ -51,8 +53,7 @@ def examine_all() -> dict[str, Any]:
             "checks": outcomes,
         }
         print(name, outcomes, flush=True)
-    versions = {"torch": torch.__version__.partition("+")[0], "diffusers": diffusers.__version__}
-    return {"versions": versions, "cases": cases, "not_built": NOT_BUILT}
+    return cases
 
 
 def page(results: dict[str, Any]) -> str:
@@ -100,8 +101,16 @@ def page(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--page", action="store_true", help="only write the page, from the JSON file")
-    if not parser.parse_args().page:
-        RESULTS.write_text(json.dumps(examine_all(), indent=1) + "\n")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CASE", choices=CASES, help="run these, keep the results of others"
+    )
+    told = parser.parse_args()
+    if not told.page:
+        kept = json.loads(RESULTS.read_text())["cases"] if told.only else {}
+        found = {**kept, **examine(told.only or CASES)}
+        versions = {"torch": torch.__version__.partition("+")[0], "diffusers": diffusers.__version__}
+        cases = {name: found[name] for name in CASES}
+        RESULTS.write_text(json.dumps({"versions": versions, "cases": cases, "not_built": NOT_BUILT}, indent=1) + "\n")
     PAGE.write_text(page(json.loads(RESULTS.read_text())))
 
 

@@ -93,7 +93,7 @@ def test_one_graph_per_size_and_none_for_guidance(name):
 @pytest.mark.parametrize("name", ["sd3", "pixart", "dit"])
 def test_models_without_the_mixin_for_caches(name):
     # F5: they have no `enable_cache`
-    tiny = cached(build(name))
+    tiny = cached(build(name), threshold=1.0)
     assert not isinstance(tiny.transformer, CacheMixin)
     tiny.run(**FIRST)
     assert words(tiny) == ["C....."]
@@ -102,7 +102,7 @@ def test_models_without_the_mixin_for_caches(name):
 def test_pipelines_of_one_class_are_independent():
     # C4: the class was patched, and one call dropped the state of all
     before = dict(vars(D.DiTPipeline))
-    first, second = cached(build("dit")), cached(build("dit"))
+    first, second = cached(build("dit"), threshold=1.0), cached(build("dit"), threshold=1.0)
     third = build("dit").run(**FIRST)
     assert dict(vars(D.DiTPipeline)) == before
     expected, kept = first.run(**FIRST), []

@@ -38,7 +38,7 @@ def shared() -> Iterator[Callable[[str], Examined]]:
 @pytest.mark.parametrize(
     ("name", "check"),
     [
-        pytest.param(name, check, id=f"{name}-{check.__name__}")
+        pytest.param(name, check, id=f"{name}-{check.__name__}", marks=[pytest.mark.slow] if case.slow else [])
         for name, case in CASES.items()
         for check in checks_of(case)
     ],

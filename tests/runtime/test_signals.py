@@ -122,6 +122,7 @@ def test_a_bar_that_closes_ends_its_run_and_no_other(fakes):
             raise ZeroDivisionError
         assert bar.closed == 1 and inner.over and not outer.over
         inner_pipe.maybe_free_model_hooks()
+        inner_pipe.maybe_free_model_hooks()
         assert current_run() is outer
         last = inner_pipe.progress_bar(total=3)
         assert current_run() not in (outer, inner)

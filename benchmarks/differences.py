@@ -314,7 +314,6 @@ CASES: dict[str, Callable[[], Seen]] = {
     "foca on y = t, computed at 0 4 8, forecasts at 9 10 11": lambda: straight_line("foca", (0, 4, 8)),
     "dmd on y = t, computed at 0 4 8, forecasts at 9 10 11": lambda: straight_line("dmd", (0, 4, 8)),
     "two pipelines of one class, reused steps of the first after its run and after the second's": two_pipelines,
-    "mask 10000010, dynamic, the default max_warmup_steps=8": lambda: masked("10000010"),
     "mask 1001 for 8 steps, static": lambda: masked("1001", steps_computation_policy="static", max_warmup_steps=1),
 }
 """What is done, and how; in the order in which it is printed."""

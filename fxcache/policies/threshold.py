@@ -69,7 +69,10 @@ def rule(options: Options, counters: Counters, has_state: bool) -> tuple[Mode, R
         return (Mode.REUSE, Reason.MASK) if has_state else (Mode.COMPUTE, Reason.FIRST)
     if total is not None and options.last_steps and counters.place >= total - options.last_steps:
         return Mode.COMPUTE, Reason.LAST
-    if counters.step - counters.begun in range(0, options.max_warmup_steps, options.warmup_interval):
+    warmup = options.max_warmup_steps
+    if mask is not None:  # it begins with a warmup of its own
+        warmup = min(warmup, next((place for place, digit in enumerate(mask) if not digit), len(mask)))
+    if counters.step - counters.begun in range(0, warmup, options.warmup_interval):
         return Mode.COMPUTE, Reason.WARMUP
     if 0 <= options.max_cached_steps <= counters.cached_steps:
         return Mode.COMPUTE, Reason.MAX_CACHED

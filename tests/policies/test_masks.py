@@ -52,7 +52,7 @@ def test_a_static_zero_is_reused_whatever_the_other_rules_say(mask: object, firs
     [
         ({}, (Mode.DECIDE, Reason.DIFFERENCE)),
         ({"Fn_compute_blocks": 0}, (Mode.DECIDE, Reason.DIFFERENCE)),
-        ({"max_warmup_steps": 3}, (Mode.COMPUTE, Reason.WARMUP)),
+        ({"max_warmup_steps": 3}, (Mode.DECIDE, Reason.DIFFERENCE)),  # the leading ones end the warmup
         ({"max_cached_steps": 2}, (Mode.COMPUTE, Reason.MAX_CACHED)),
         ({"max_continuous_cached_steps": 0}, (Mode.COMPUTE, Reason.MAX_CONTINUOUS)),
         ({"residual_diff_threshold": 0.0}, (Mode.COMPUTE, Reason.DISABLED)),

@@ -70,7 +70,7 @@ def test_the_methods_that_skip_the_trunk_have_no_first_blocks_unless_asked(metho
 
 def test_what_needs_an_indicator() -> None:
     observing = {method: options_of(method).observes for method in POLICIES}
-    assert observing == {"dbcache": True, "interval": False, "teacache": True, "magcache": False, "easycache": True}
+    assert [method for method, observes in observing.items() if not observes] == ["interval", "magcache"]
     static = {"steps_computation_mask": "10", "steps_computation_policy": "static"}
     assert not any(options_of(method, **static).observes for method in POLICIES)
     assert options_of("interval", calibrator="regression").observes

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fxcache import checks
+from fxcache import checks, split
 from fxcache.contradictions import check_together
 from fxcache.errors import OptionError
 from fxcache.option_rules import CHECKS, HOST_ONLY
@@ -17,11 +17,6 @@ from fxcache.steps import preset_mask
 from fxcache.version import __version__
 
 __all__ = ["Options"]
-
-_DEFAULT_FN = 8
-_QUARTER = 4
-_KEEPS_FIRST_BLOCKS = ("dbcache", "dbprune")
-"""Methods that leave first blocks out of what is reused where nobody says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,43 +329,14 @@ class Options:
 
         Raises OptionError if no block is left between them.
         """
-        last = self.Bn_compute_blocks
-        if self.Fn_compute_blocks is None and self.method not in _KEEPS_FIRST_BLOCKS:
-            first, given = 0, " (unset)"
-        elif self.Fn_compute_blocks is None:
-            first, given = max(1, min(_DEFAULT_FN, trunk_length // _QUARTER)), " (unset)"
-        else:
-            first, given = self.Fn_compute_blocks, ""
-        if first + last >= trunk_length:
-            raise OptionError(
-                f"Fn_compute_blocks={first}{given}, Bn_compute_blocks={last}: expected a sum below {trunk_length}, "
-                f"the number of blocks of this trunk; none would be left to reuse"
-            )
-        return first, last
+        return split.blocks_that_run(self, trunk_length)
 
     def resolve_units(self, trunk_length: int) -> list[tuple[int, int]]:
         """Return the units that `method="dbprune"` decides about, as (first block, one behind the last).
 
         Raises OptionError for a number in `non_prune_block_ids` that the trunk has not, and if no block is left.
         """
-        first, last = self.resolve_blocks(trunk_length)
-        exempt = set(self.non_prune_block_ids)
-        if exempt and max(exempt) >= trunk_length:
-            allowed = f"numbers below {trunk_length}, the number of blocks of this trunk"
-            raise OptionError.of("non_prune_block_ids", self.non_prune_block_ids, allowed)
-        units: list[tuple[int, int]] = []
-        for block in range(first, trunk_length - last):
-            if block in exempt:
-                continue
-            start, stop = units[-1] if units else (0, 0)
-            if stop == block and stop > start and stop - start < self.prune_group:
-                units[-1] = (start, block + 1)
-            else:
-                units.append((block, block + 1))
-        if not units:
-            allowed = "to leave a block that may be pruned"
-            raise OptionError.of("non_prune_block_ids", self.non_prune_block_ids, allowed)
-        return units
+        return split.units(self, trunk_length)
 
     def fingerprint(self) -> str:
         """Return a stable hash of the package version and every option that can shape a compiled graph."""

@@ -96,7 +96,7 @@ def _told(lease: Lease, mode: Mode, stored: Sequence[Stored], slot: int) -> list
     told[Control.SLOT] = float(slot)
     told[Control.COUNT] = float(len(stored))
     if mode is not Mode.COMPUTE:
-        times, told[Control.NOW] = lease.times(stored)
+        times, told[Control.NOW] = lease.times_of(stored)
         told[Control.TIMES : Control.TIMES + len(times)] = times
         told[Control.SLOTS : Control.SLOTS + len(times)] = [float(entry.slot) for entry in stored]
     return told

@@ -236,7 +236,12 @@ class Lease:
         """Bookkeeping of the attribution; nobody else reads it."""
         self._allocate = allocate
 
-    def times(self, entries: Sequence[Stored]) -> tuple[list[float], float]:
+    @property
+    def times(self) -> tuple[list[float], float]:
+        """Times of the steps in `stored` and of this one, see `times_of`."""
+        return self.times_of(self.stored)
+
+    def times_of(self, entries: Sequence[Stored]) -> tuple[list[float], float]:
         """Times of stored steps and of this one: on the axis asked for if all are known and differ, else steps."""
         times, now = [stored.time for stored in entries], self.now[1]
         known = [time for time in times if time is not None]

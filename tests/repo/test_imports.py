@@ -15,7 +15,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "base": (
         {
             *("checks", "configs", "contradictions", "dialect", "errors", "loading", "method_configs", "modifiers"),
-            *("option_rules", "option_table", "options", "steps", "version"),
+            *("option_rules", "option_table", "options", "split", "steps", "version"),
         },
         set(),
     ),

@@ -129,16 +129,6 @@ def test_warmup_and_limits_of_the_second_branch_hold(attribution, cond, uncond):
     assert codes[1] == "C..C.C"
 
 
-def test_what_a_led_branch_sums_is_what_its_leader_has_compared(attribution, cond, uncond):
-    steps = Steps(following(attribution, max_accumulated_residual_diff_threshold=2.5 * NEAR))
-    times = schedule(5)
-    for time in times[:4]:
-        x = latents()
-        assert steps.call(x, time, cond, NEAR) == steps.call(x, time, uncond, FAR)
-    assert steps.call(latents(), times[4], uncond, NEAR) == "C"
-    assert steps.model.records()[1].reasons[Reason.MAX_ACCUMULATED] == 1
-
-
 def test_copies_of_the_latents_are_one_step_in_a_known_generation_only(attribution, cond, uncond):
     with Generation():
         assert play(Steps(following(attribution)), PAIRS, cond, uncond, copies=True) == "C.C.C. C.C.C."

@@ -227,7 +227,7 @@ def test_signature():
         sketch.finish(sketch.blocks(h, w, w, stack="blocks", count=count, residual=residual))
         return sketch
 
-    plain = signature(made().region())
-    assert plain == signature(made(dynamic=True).region())
+    plain = signature([made().region()])
+    assert plain == signature([made(dynamic=True).region()])
     others = [made(count=4).region(), made(residual=False).region(), made().region(Fn_compute_blocks=2)]
-    assert len({plain, *map(signature, others)}) == 4
+    assert len({plain, *(signature([region]) for region in others)}) == 4

@@ -84,8 +84,8 @@ def _split(method: str) -> tuple[str, str]:
 
 def _draw(axes: Any, rows: Rows, fewer: Rows) -> dict[str, Any]:
     handles = {}
-    if fewer:
-        points = sorted((row["factor"], row["psnr_db"]) for row in fewer if row["factor"] > 1)
+    points = sorted((row["factor"], row["psnr_db"]) for row in fewer if row["factor"] > 1)
+    if points:
         style = {"color": "black", "linestyle": "--", "linewidth": 1.6, "zorder": 4}
         (handles["fewer steps"],) = axes.plot(*zip(*points, strict=True), **style)
     for calibrator, colour in COLOURS.items():

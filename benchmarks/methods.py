@@ -29,13 +29,9 @@ CALIBRATORS: dict[str, tuple[Configure, tuple[str, ...]]] = {
 """What a method's name ends in, its calibrator, and the indicators that its thresholds are compared with."""
 PRUNING: dict[str, tuple[Configure, dict[str, Any]]] = {
     "": (lambda: None, {}),
-    "-input": (lambda: None, {"prune_indicator": "input"}),
-    "-groups": (lambda: None, {"prune_indicator": "input", "prune_group": 4}),
+    "-groups": (lambda: None, {"prune_group": 4}),
+    "-previous": (lambda: None, {"prune_indicator": "previous"}),
     "-taylorseer1": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1), {}),
-    "-input-taylorseer1": (
-        lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1),
-        {"prune_indicator": "input"},
-    ),
 }
 """What the name of a method that prunes blocks ends in, its calibrator and its knobs."""
 
@@ -154,10 +150,6 @@ class CachedRun(Run):
         config = config or cache_config(schedule)
         fxcache.enable_cache(self.pipeline, config, calibrator, inner_backend=setting.inner, on_refusal="raise")
 
-    def configure(self, schedule: Schedule) -> fxcache.DBCacheConfig:
-        """The configuration of the policy for a schedule."""
-        return cache_config(schedule)
-
     def work(self, steps: int) -> Work:
         # both branches of the last generation; where a branch has fewer steps, a call was not attributed
         decisions = tuple(context.decisions for context in fxcache.summary(self.pipeline).contexts[-2:])
@@ -173,13 +165,14 @@ class CachedRun(Run):
 class PrunedRun(CachedRun):
     """A pipeline under fxcache that decides about every block."""
 
-    def configure(self, schedule: Schedule) -> fxcache.DBCacheConfig:
-        return fxcache.DBPruneConfig(
+    def __init__(self, setting: Setting, schedule: Schedule, calibrator: Any, knobs: dict[str, Any]) -> None:
+        config = fxcache.DBPruneConfig(
             Fn_compute_blocks=schedule.first_blocks,
             residual_diff_threshold=schedule.threshold,
             max_warmup_steps=schedule.warmup_steps,
-            **self._knobs,
+            **knobs,
         )
+        super().__init__(setting, schedule, calibrator, config)
 
     def work(self, steps: int) -> Work:
         contexts = fxcache.summary(self.pipeline).contexts[-2:]

@@ -126,7 +126,7 @@ class DBPruneConfig(DBCacheConfig):
     method: ClassVar[str] = "dbprune"
 
     non_prune_block_ids: Sequence[int] = ()
-    prune_indicator: str = "previous"
+    prune_indicator: str = "input"
     prune_group: int = 1
     enable_dynamic_prune_threshold: bool = False
     max_dynamic_prune_threshold: float | None = None

@@ -46,7 +46,7 @@ CHECKS: dict[str, checks.Check] = {
     "regression_history": checks.integer(2, 8),
     "regression_ridge": checks.number(at_least=0),
     "non_prune_block_ids": checks.integers(0),
-    "prune_indicator": checks.choice("previous", "input"),
+    "prune_indicator": checks.choice("input", "previous"),
     "prune_group": checks.integer(1),
     "enable_dynamic_prune_threshold": checks.switch,
     "max_dynamic_prune_threshold": checks.number(above=0, optional=True),

@@ -178,10 +178,10 @@ class Options:
     """With ``dbprune``: blocks that always run, numbered over the whole trunk from 0. Source: cache-dit, which numbers
     every module list for itself."""
 
-    prune_indicator: Literal["previous", "input"] = "previous"
-    """With ``dbprune``: what decides about a block. ``previous``: how far its input had moved at the step before,
-    carried on to this one: all blocks are decided at once. ``input``: its input now, as in cache-dit: the host waits
-    for the device once per decision."""
+    prune_indicator: Literal["input", "previous"] = "input"
+    """With ``dbprune``: what decides about a block. ``input``: its input now, as in cache-dit: the host waits for the
+    device once per decision. ``previous``: how far its input had moved at the step before, carried on to this one: all
+    blocks are decided at once, less exactly."""
 
     prune_group: int = 1
     """With ``dbprune``: blocks in a row that share a decision and their stored values, >= 1."""

@@ -99,9 +99,9 @@ BAD = [
     (
         "prune_indicator",
         "inputs",
-        "prune_indicator='inputs': expected 'previous' or 'input'; did you mean 'input'?",
+        "prune_indicator='inputs': expected 'input' or 'previous'; did you mean 'input'?",
     ),
-    ("prune_indicator", None, "prune_indicator=None: expected 'previous' or 'input'"),
+    ("prune_indicator", None, "prune_indicator=None: expected 'input' or 'previous'"),
     *integer_cases("prune_group", 1),
     ("enable_dynamic_prune_threshold", 1, "enable_dynamic_prune_threshold=1: expected True or False"),
     *number_cases("max_dynamic_prune_threshold", " > 0", 0.0, optional=True),

@@ -216,7 +216,7 @@ CHANGES = {
     "inner_backend": "eager",
     "inner_options": {"max_autotune": True},
     "non_prune_block_ids": (2,),
-    "prune_indicator": "input",
+    "prune_indicator": "previous",
     "prune_group": 2,
     "force_reduce_calibrator_vram": True,
 }

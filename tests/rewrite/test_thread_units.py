@@ -28,7 +28,7 @@ def calls(gm: GraphModule) -> list[str]:
 
 
 def test_all_units_are_decided_in_front_of_everything() -> None:
-    result = pruned(plain())
+    result = pruned(plain(), prune_indicator="previous")
     names = list(result.plan.placeholders)
     assert names == [
         *("control", "health", "clock", "observed"),
@@ -43,7 +43,7 @@ def test_all_units_are_decided_in_front_of_everything() -> None:
 
 
 def test_every_unit_is_decided_where_its_input_is_known() -> None:
-    result = pruned(plain(), prune_indicator="input")
+    result = pruned(plain())
     assert "observed" not in result.plan.placeholders
     one = ("fxcache::residual_diff", "fxcache::decide_blocks", "cond", "fxcache::commit", "fxcache::commit")
     assert calls(result.gm) == ["mm", "mm", *one, *one]

@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 import fxcache.api as api
 from fxcache.kernels import decide_blocks
+from fxcache.refresh import refresh_context
 from fxcache.runtime.interface import Reason
 from tests.integration.eager import branches_of
 from tests.integration.eager_prune import EagerDBPrune, Rules, spelled
@@ -233,6 +234,19 @@ def test_a_refresh_drops_what_every_block_has_stored() -> None:
     tiny.run(steps=STEPS, cfg=False)
     (context,) = api.summary(tiny.pipe).contexts
     assert context.decisions == "CC...CC."
+
+
+def test_blocks_that_are_exempt_follow_the_options_that_are_in_use() -> None:
+    """What may be skipped is asked of every graph anew: nothing remembers the answer for other options."""
+    tiny = cached(build("flux"), Fn_compute_blocks=1, residual_diff_threshold=0.99, max_warmup_steps=2)
+    shares = []
+    for changes in ({}, {"Fn_compute_blocks": 4}, {"Fn_compute_blocks": 1, "non_prune_block_ids": [2, 5]}):
+        refresh_context(tiny.pipe, **changes)
+        tiny.run(steps=4, cfg=False)
+        context = api.summary(tiny.pipe).contexts[-1]
+        assert context.decisions == "CC.."
+        shares.append(context.estimated_speedup)
+    assert shares[0] > shares[2] > shares[1]
 
 
 def test_a_value_that_is_not_finite_is_computed_anew() -> None:

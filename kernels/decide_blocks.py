@@ -11,9 +11,9 @@ Row u of ``control`` [units, BLOCK_CONTROL_SIZE] (float64, on the CPU, shared wi
 
 ``observed`` is float32 [count, 2], the two sums of `residual_diff` per unit; None: no indicator. ``growth`` is 1 when
 they belong to this step; when they were taken at the step before, it carries them on. ``grams`` are float64 [n, n],
-one per predicted stream that needs them, and ``gram_units`` their units; ``rows`` gives the unit of every row of
-``health`` [rows, n], and ``singles`` the rows of histories of one entry. ``clock`` and ``forecast`` are as in `decide`;
-the clock is looked at where the control of unit 0 says so, in the call that decides about it.
+one per predicted stream that needs them, and ``gram_units`` their units; ``rows`` gives the unit, in rising order, of
+every row of ``health`` [rows, n], and ``singles`` the rows of histories of one entry. ``clock`` and ``forecast`` are as
+in `decide`; the clock is looked at where the control of unit 0 says so, in the call that decides about it.
 
 Returns on the CPU reuse (bool [count]), slot and first (int64 [count]), and on the device of ``health`` the weights,
 float32 [count, k, n] with k the most grams of one unit, at least 1; empty without a forecaster. Source of the rule:
@@ -23,6 +23,7 @@ DBPrune (cache-dit), which asks the device once per block and falls back to the 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -64,24 +65,27 @@ def decide_blocks_reference(
     forecast: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (reuse, slot, first, weights) of the units and record per unit what was seen in ``control``."""
-    told = control.tolist()
+    # a step may ask once per unit: only what belongs to the units of this call is looked at
+    told = control[first : first + count].tolist()
+    leading = told[0] if first == 0 else control[0].tolist()
+    low, high = bisect_left(rows, first), bisect_left(rows, first + count)
     units = range(first, first + count)
     mine = [place for place, unit in enumerate(gram_units) if unit in units]
-    read = _Read(observed, [grams[place] for place in mine], health, clock, told, units)
+    check_clock = first == 0 and bool(leading[Control.CHECK_CLOCK])
+    read = _Read(observed, [grams[place] for place in mine], health[low:high], clock if check_clock else None, told)
     weights = torch.zeros(_weights_shape(count, gram_units, health, forecast), dtype=torch.float32)
-    restarted, times = bool(told[0][Control.RESTARTED]), [math.nan] * 3
+    restarted, times = bool(leading[Control.RESTARTED]), [math.nan] * 3
     if read.clock:
         times = read.clock
-        restarted = clock_restarted(times[0], times[1], times[2], bool(told[0][Control.REPEAT_ALLOWED]))
-    sample = [told[unit][Control.DIFFERENCE] for unit in range(first) if told[unit][Control.MEASURED]]
+        restarted = clock_restarted(times[0], times[1], times[2], bool(leading[Control.REPEAT_ALLOWED]))
+    grows = any(row[BlockControl.CAP] > 0 for row in told)
+    before = control[:first].tolist() if grows else []
+    sample = [row[Control.DIFFERENCE] for row in before if row[Control.MEASURED]]
     reuse, slots, seen = [], [], []
-    single = set(singles)
-    owned: dict[int, list[int]] = {unit: [] for unit in range(len(told))}
-    for number, unit in enumerate(rows):
-        owned[unit].append(number)
-    for place, unit in enumerate(units):
-        row = told[unit]
-        used = read.healthy(row, owned[unit], single)
+    single = {number - low for number in singles if low <= number < high}
+    for place, (unit, row) in enumerate(zip(units, told, strict=True)):
+        owned = range(bisect_left(rows, unit) - low, bisect_left(rows, unit + 1) - low)
+        used = read.healthy(row, owned, single)
         if forecast and used and row[Control.MODE] != Ask.COMPUTE:
             products = [read.grams[i] for i, number in enumerate(mine) if gram_units[number] == unit]
             _forecast(weights[place], forecast, products, row, used)
@@ -110,16 +114,15 @@ class _Read:
         observed: Tensor | None,
         grams: Sequence[Tensor],
         health: Tensor,
-        clock: Tensor,
+        clock: Tensor | None,
         told: list[list[float]],
-        units: range,
     ) -> None:
-        modes = {told[unit][Control.MODE] for unit in units}
+        modes = {row[Control.MODE] for row in told}
         decides, asks = Ask.DECIDE in modes, modes != {Ask.COMPUTE}
-        check_clock = decides and 0 in units and bool(told[0][Control.CHECK_CLOCK])
+        check_clock = decides and clock is not None
         parts = [*(grams if asks else []), *([health] if decides else [])]
         parts += [observed] if decides and observed is not None else []
-        parts += [clock] if check_clock else []
+        parts += [clock] if check_clock and clock is not None else []
         self.grams: list[Tensor] = []
         self.health = self.observed = None
         self.clock: list[float] = []

@@ -128,8 +128,7 @@ class _Compilation:
         total, *flops = region_flops(aten.graph, *({node.name for node in one.middle} for one in regions))
         units: tuple[UnitInfo, ...] = ()
         if self._options.prunes:
-            lengths = [len(one.trunk.blocks) - one.first_blocks - one.last_blocks for one in regions]
-            units = tuple(UnitInfo(length, work) for length, work in zip(lengths, flops, strict=True))
+            units = tuple(UnitInfo(len(one.blocks), work) for one, work in zip(regions, flops, strict=True))
         return GraphInfo(
             signature=result.signature,
             options=self._options,

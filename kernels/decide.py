@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from fxcache.kernels._forecast import MAX_ENTRIES, Forecaster, Window, forecast_error, forecaster
+from fxcache.kernels._host import healthy_steps, in_one_transfer, on_device, relative
 from fxcache.kernels._library import register_operator
 
 MAX_COEFFICIENTS = 8
@@ -86,7 +87,7 @@ class Ask(IntEnum):
 
 
 CONTROL_SIZE = Control.COEFFICIENTS + MAX_COEFFICIENTS
-_SEEN = slice(Control.REUSED, Control.TIMES)
+SEEN = slice(Control.REUSED, Control.TIMES)
 
 
 def clock_restarted(direction: float, previous: float, now: float, repeat_allowed: bool) -> bool:
@@ -119,7 +120,9 @@ def decide_reference(
     if mode != Ask.COMPUTE:
         check_clock = mode == Ask.DECIDE and bool(told[Control.CHECK_CLOCK])
         observed, products, flags, clocks = _read(observation, grams, health, clock, told, chosen, check_clock)
-        used = int(told[Control.COUNT]) if flags is None else _healthy(flags, told, singles)
+        count = int(told[Control.COUNT])
+        finite_rows = [] if flags is None else flags.isfinite().tolist()
+        used = count if flags is None else healthy_steps(finite_rows, stored_slots(told, count), singles)
         finite = used > 0
         if chosen is not None and used:
             _forecast(weights, chosen, observed, products, told, used)
@@ -137,13 +140,13 @@ def decide_reference(
         below = mode == Ask.REUSE or compared < told[Control.THRESHOLD]
         reuse = finite and not restarted and below
     stored = bool(told[Control.STORE]) and not reuse
-    control[_SEEN] = torch.tensor([reuse, measured, difference, finite, restarted, *seen], dtype=torch.float64)
+    control[SEEN] = torch.tensor([reuse, measured, difference, finite, restarted, *seen], dtype=torch.float64)
     slot = int(told[Control.SLOT]) if stored else -1
     return (
         torch.tensor(reuse),
         torch.tensor(slot),
         torch.tensor(0 if stored else -1),
-        _on_device(weights, health.device) if reuse else torch.zeros(shape, dtype=torch.float32, device=health.device),
+        on_device(weights, health.device) if reuse else torch.zeros(shape, dtype=torch.float32, device=health.device),
     )
 
 
@@ -164,32 +167,16 @@ def _read(
     observes = observation is not None and (decides or (chosen is not None and chosen.needs_products))
     parts = [observation] if observes and observation is not None else []
     parts += [*grams, *([health] if decides else []), *([clock] if check_clock else [])]
-    if not parts:
-        return None, [], None, []
-    flat = torch.cat([part.reshape(-1).double() for part in parts]).cpu()
-    pieces = [piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
+    pieces = in_one_transfer(parts)
     seen = pieces.pop().tolist() if check_clock else []
     flags = pieces.pop() if decides else None
     observed = pieces.pop(0) if observes else None
     return observed, pieces, flags, seen
 
 
-def _healthy(flags: Tensor, told: list[float], singles: Sequence[int]) -> int:
-    """Number of newest steps of which everything stored is finite; 0 as soon as the newest is not.
-
-    Histories of one entry, whose rows are ``singles``, hold the newest step in slot 0.
-    """
-    good = flags.isfinite()
-    if not bool(good[list(singles), 0].all()):
-        return 0
-    good[list(singles)] = True
-    columns = good.all(0).tolist()
-    count = int(told[Control.COUNT])
-    return next((age for age in range(count) if not columns[_slot(told, age)]), count)
-
-
-def _slot(told: list[float], age: int) -> int:
-    return int(told[Control.SLOTS + age])
+def stored_slots(told: Sequence[float], count: int) -> list[int]:
+    """Return the slots of the newest ``count`` steps that the host says are stored."""
+    return [int(slot) for slot in told[Control.SLOTS : Control.SLOTS + count]]
 
 
 def _forecast(
@@ -201,7 +188,7 @@ def _forecast(
     used: int,
 ) -> None:
     """Fill in the weights by slot, one row per stream."""
-    slots = [_slot(told, age) for age in range(used)]
+    slots = stored_slots(told, used)
     times = tuple(told[Control.TIMES : Control.TIMES + used])
     around = [0, *(1 + slot for slot in slots)]
     seen = None if observed is None or observed.dim() != 2 else observed[around][:, around]
@@ -222,12 +209,10 @@ def _difference(
             if in_change == 0.0 != numerator:  # what has not changed does not tell how much changes are magnified
                 return math.inf, math.isfinite(numerator)
             numerator = numerator * out_change / in_change if numerator else numerator
-        # 0 / 0 is a step identical to a reference that is all zero: no difference, not "unknown".
-        ratio = 0.0 if numerator == 0.0 == denominator else numerator / denominator if denominator else math.inf
-        return ratio, math.isfinite(numerator) and math.isfinite(denominator)
+        return relative(numerator, denominator), math.isfinite(numerator) and math.isfinite(denominator)
     if not used:
         return math.nan, False
-    slots = [_slot(told, age) for age in range(used)]
+    slots = stored_slots(told, used)
     around = [0, *(1 + slot for slot in slots)]
     row = weights[0, slots].tolist() if weights.numel() else [1.0, *[0.0] * (used - 1)]
     difference = forecast_error(observed[around][:, around], row)
@@ -247,13 +232,6 @@ def _summed(difference: float, told: list[float]) -> float:
 
 def _weights_shape(grams: Sequence[Tensor], health: Tensor, forecast: str) -> tuple[int, ...]:
     return (max(1, len(grams)), health.shape[-1]) if forecast else (0,)
-
-
-def _on_device(weights: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cpu" or not weights.numel():
-        return weights.to(device)
-    # from pinned memory the copy is queued, and the host does not wait for it
-    return weights.pin_memory().to(device, non_blocking=True)
 
 
 def _fake(

@@ -24,19 +24,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from fxcache.kernels._forecast import Window, forecaster
+from fxcache.kernels._host import healthy_steps, in_one_transfer, on_device, relative
 from fxcache.kernels._library import register_operator
-from fxcache.kernels.decide import CONTROL_SIZE, Ask, Control, clock_restarted
+from fxcache.kernels.decide import CONTROL_SIZE, SEEN, Ask, Control, clock_restarted, stored_slots
 
 _SAMPLE = 5
 """Differences of a step that its threshold grows with."""
-_SEEN = slice(Control.REUSED, Control.TIMES)
 
 
 class BlockControl(IntEnum):
@@ -82,10 +82,10 @@ def decide_blocks_reference(
     before = control[:first].tolist() if grows else []
     sample = [row[Control.DIFFERENCE] for row in before if row[Control.MEASURED]]
     reuse, slots, seen = [], [], []
-    single = {number - low for number in singles if low <= number < high}
     for place, (unit, row) in enumerate(zip(units, told, strict=True)):
-        owned = range(bisect_left(rows, unit) - low, bisect_left(rows, unit + 1) - low)
-        used = read.healthy(row, owned, single)
+        begin, end = bisect_left(rows, unit), bisect_left(rows, unit + 1)
+        single = [number - begin for number in singles if begin <= number < end]
+        used = read.healthy(row, slice(begin - low, end - low), single)
         if forecast and used and row[Control.MODE] != Ask.COMPUTE:
             products = [read.grams[i] for i, number in enumerate(mine) if gram_units[number] == unit]
             _forecast(weights[place], forecast, products, row, used)
@@ -101,9 +101,9 @@ def decide_blocks_reference(
         seen.append([skip, measured, difference, finite, restarted, *times])
         reuse.append(skip)
         slots.append(int(row[Control.SLOT]) if stored else -1)
-    control[first : first + count, _SEEN] = torch.tensor(seen, dtype=torch.float64)
+    control[first : first + count, SEEN] = torch.tensor(seen, dtype=torch.float64)
     stores = torch.tensor(slots)
-    return torch.tensor(reuse), stores, stores.clamp(max=0), _on_device(weights, health.device)
+    return torch.tensor(reuse), stores, stores.clamp(max=0), on_device(weights, health.device)
 
 
 class _Read:
@@ -123,38 +123,25 @@ class _Read:
         parts = [*(grams if asks else []), *([health] if decides else [])]
         parts += [observed] if decides and observed is not None else []
         parts += [clock] if check_clock and clock is not None else []
-        self.grams: list[Tensor] = []
-        self.health = self.observed = None
-        self.clock: list[float] = []
-        if not parts:
-            return
-        flat = torch.cat([part.reshape(-1).double() for part in parts]).cpu()
-        sizes = [part.numel() for part in parts]
-        pieces = [piece.view(part.shape) for piece, part in zip(flat.split(sizes), parts, strict=True)]
-        self.clock = pieces.pop().tolist() if check_clock else []
+        pieces = in_one_transfer(parts)
+        self.clock: list[float] = pieces.pop().tolist() if check_clock else []
         self.observed = pieces.pop().tolist() if decides and observed is not None else None
         self.health = pieces.pop().isfinite().tolist() if decides else None
         self.grams = pieces
 
-    def healthy(self, row: list[float], numbers: Sequence[int], singles: set[int]) -> int:
-        """Number of newest steps of a unit of which everything stored is finite; 0 as soon as the newest is not."""
+    def healthy(self, row: list[float], rows: slice, singles: Collection[int]) -> int:
+        """Number of newest steps of a unit that can be read: its rows of the health, those of one entry among them."""
         count = int(row[Control.COUNT])
         if self.health is None or row[Control.MODE] != Ask.DECIDE:
             return count
-        if not all(self.health[number][0] for number in numbers if number in singles):
-            return 0
-        slots = [int(row[Control.SLOTS + age]) for age in range(count)]
-        rings = [self.health[number] for number in numbers if number not in singles]
-        return next((age for age, slot in enumerate(slots) if not all(ring[slot] for ring in rings)), count)
+        return healthy_steps(self.health[rows], stored_slots(row, count), singles)
 
     def difference(self, place: int, row: list[float]) -> tuple[float, bool]:
         """Relative difference of a unit, and whether what it is made from is finite."""
         if self.observed is None or row[Control.MODE] != Ask.DECIDE:
             return math.nan, True
         numerator, denominator = self.observed[place]
-        # 0 / 0 is an input identical to a reference that is all zero: no difference, not "unknown".
-        ratio = 0.0 if numerator == 0.0 == denominator else numerator / denominator if denominator else math.inf
-        difference = ratio * row[BlockControl.GROWTH]
+        difference = relative(numerator, denominator) * row[BlockControl.GROWTH]
         return difference, math.isfinite(numerator) and math.isfinite(denominator) and not math.isnan(difference)
 
 
@@ -168,7 +155,7 @@ def _threshold(row: list[float], sample: Sequence[float]) -> float:
 
 def _forecast(weights: Tensor, forecast: str, grams: Sequence[Tensor], row: list[float], used: int) -> None:
     """Fill in the weights of one unit by slot, one row per gram, or one."""
-    slots = [int(row[Control.SLOTS + age]) for age in range(used)]
+    slots = stored_slots(row, used)
     times = tuple(row[Control.TIMES : Control.TIMES + used])
     chosen = forecaster(forecast)
     for number in range(max(1, len(grams))):
@@ -180,13 +167,6 @@ def _forecast(weights: Tensor, forecast: str, grams: Sequence[Tensor], row: list
 def _weights_shape(count: int, gram_units: Sequence[int], health: Tensor, forecast: str) -> tuple[int, ...]:
     most = max((gram_units.count(unit) for unit in gram_units), default=1)
     return (count, most, health.shape[-1]) if forecast else (0,)
-
-
-def _on_device(weights: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cpu" or not weights.numel():
-        return weights.to(device)
-    # from pinned memory the copy is queued, and the host does not wait for it
-    return weights.pin_memory().to(device, non_blocking=True)
 
 
 def _fake(

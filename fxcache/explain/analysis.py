@@ -91,7 +91,7 @@ def _flops_of(aten: GraphModule) -> dict[str, int]:
 def _units(regions: Sequence[Region]) -> tuple[tuple[str, ...], ...]:
     """Labels of the blocks that are decided together, per unit."""
     blocks = [block.label for block in regions[0].trunk.blocks]
-    return tuple(tuple(blocks[one.first_blocks : len(blocks) - one.last_blocks]) for one in regions)
+    return tuple(tuple(blocks[i] for i in one.blocks) for one in regions)
 
 
 def _region_flops(aten: GraphModule, regions: Sequence[Region], flops: dict[str, int], outside: int) -> RegionFlops:
@@ -118,8 +118,8 @@ def _region_flops(aten: GraphModule, regions: Sequence[Region], flops: dict[str,
 def _exempt(regions: Sequence[Region]) -> set[str]:
     """Nodes of blocks between the units, which always run."""
     blocks = regions[0].trunk.blocks
-    taken = {i for one in regions for i in range(one.first_blocks, len(blocks) - one.last_blocks)}
-    between = range(regions[0].first_blocks, len(blocks) - regions[-1].last_blocks)
+    taken = {i for one in regions for i in one.blocks}
+    between = range(regions[0].blocks.start, regions[-1].blocks.stop)
     return {node.name for i in between if i not in taken for node in blocks[i].nodes}
 
 

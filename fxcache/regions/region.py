@@ -68,6 +68,11 @@ class Region:
     streams: list[Stream]
     indicator: Indicator
 
+    @property
+    def blocks(self) -> range:
+        """Numbers of the blocks of the trunk that it holds."""
+        return range(self.first_blocks, len(self.trunk.blocks) - self.last_blocks)
+
 
 def cut_region(
     graph: Graph,

@@ -24,7 +24,7 @@ from fxcache.rewrite.outline_middle import outline_middle
 from fxcache.rewrite.pin_layouts import pin_layouts
 from fxcache.rewrite.plan import Plan, StateTensor
 from fxcache.rewrite.thread_state import thread_state
-from fxcache.rewrite.thread_units import commit_observed, observe_unit, shared_state, thread_units
+from fxcache.rewrite.thread_units import commit_observed, observe_unit, state_of, thread_units
 
 PASSES: tuple[Pass, ...] = (
     gather_references,  # first: it finds its anchor by the nodes of the middle, which the next pass removes
@@ -110,8 +110,7 @@ def _rewrite_units(mine: GraphModule, units: list[Region], options: Options, fol
         _named("commit_observed", lambda gm, _: commit_observed(gm, plans, observed)),
     )
     records = tuple(run_pass(number, one, mine, plans[0], folder) for number, one in enumerate(steps))
-    state = (*shared_state(plans), *(spec for plan in plans for spec in plan.state))
-    return Rewritten(mine, state, tuple(plans), name, records)
+    return Rewritten(mine, tuple(state_of(plans)), tuple(plans), name, records)
 
 
 def _named(name: str, one: Pass) -> Pass:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch.fx import GraphModule, Node
@@ -11,6 +12,8 @@ import fxcache.kernels as kernels
 from fxcache.regions.dataflow import tensor_of
 from fxcache.regions.region import Region
 from fxcache.rewrite.plan import History, Plan, StateTensor, call, fake_mode_of
+
+Size = tuple["int | torch.SymInt", ...]
 
 
 def thread_state(gm: GraphModule, plan: Plan) -> int:
@@ -31,14 +34,10 @@ def thread_state(gm: GraphModule, plan: Plan) -> int:
     assert value is not None
     describe_state(plan, value, row=0)
     plan.change = _change(plan, value)
-    # as many columns as steps are remembered, also where nothing is predicted and every history has one entry
-    health = StateTensor("health", (len(plan.histories), plan.options.history), torch.float32, value.device)
-    clock = StateTensor("clock", (3,), torch.float32, value.device)
-    control = StateTensor("control", (kernels.CONTROL_SIZE,), torch.float64, torch.device("cpu"))
-    for spec in (control, health, clock, *plan.state):
-        plan.placeholders[spec.name] = add_placeholder(gm, spec, value)
+    health = (len(plan.histories), plan.options.history)
+    plan.placeholders = add_inputs(gm, (kernels.CONTROL_SIZE,), health, plan.state, value)
     with gm.graph.inserting_before(plan.compute):
-        observation = _observe(gm, plan)
+        observation = observe(gm, plan)
         _decide(gm, plan, observation)
     return len(plan.placeholders)
 
@@ -103,7 +102,8 @@ def _main_streams(region: Region) -> set[int]:
     return main or {0}
 
 
-def _observe(gm: GraphModule, plan: Plan) -> Node | None:
+def observe(gm: GraphModule, plan: Plan) -> Node | None:
+    """Add what the decision looks at, where the graph is being written; None without an indicator."""
     if plan.reference is None:
         return None
     out, reference = plan.indicator_out, plan.placeholders[plan.reference.spec.name]
@@ -143,8 +143,24 @@ def downsample_factor(plan: Plan) -> int:
     return min(plan.options.indicator_stride, size if isinstance(size, int) else 1)
 
 
-def add_placeholder(gm: GraphModule, spec: StateTensor, like: torch.Tensor) -> Node:
-    """Add a state tensor to the inputs of the graph."""
+def add_inputs(
+    gm: GraphModule, control: Size, health: Size, state: Sequence[StateTensor], like: torch.Tensor
+) -> dict[str, Node]:
+    """Add control, health, clock and the state to the inputs of the graph, in this order, and return them by name.
+
+    The health has as many columns as steps are remembered, also where nothing is predicted and every history has one
+    entry.
+    """
+    specs = (
+        StateTensor("control", control, torch.float64, torch.device("cpu")),
+        StateTensor("health", health, torch.float32, like.device),
+        StateTensor("clock", (3,), torch.float32, like.device),
+        *state,
+    )
+    return {spec.name: _add_placeholder(gm, spec, like) for spec in specs}
+
+
+def _add_placeholder(gm: GraphModule, spec: StateTensor, like: torch.Tensor) -> Node:
     last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
     with gm.graph.inserting_after(last):
         node = gm.graph.placeholder(f"fxcache_{spec.name}")

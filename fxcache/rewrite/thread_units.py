@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 import fxcache.kernels as kernels
 from fxcache.regions.dataflow import tensor_of
 from fxcache.rewrite.plan import Plan, StateTensor, call
-from fxcache.rewrite.thread_state import add_placeholder, describe_state, downsample_factor
+from fxcache.rewrite.thread_state import add_inputs, describe_state, observe
 
 OBSERVED = "observed"
 
@@ -34,30 +34,22 @@ def thread_units(gm: GraphModule, plans: Sequence[Plan]) -> int:
         describe_state(plan, _value(plan), row)
         row += len(plan.histories)
     value, options = _value(plans[0]), plans[0].options
-    health = StateTensor("health", (row, options.history), torch.float32, value.device)
-    clock = StateTensor("clock", (3,), torch.float32, value.device)
-    size = (len(plans), kernels.BLOCK_CONTROL_SIZE)
-    control = StateTensor("control", size, torch.float64, torch.device("cpu"))
-    specs = [control, health, clock, *shared_state(plans), *(spec for plan in plans for spec in plan.state)]
-    placeholders = {spec.name: add_placeholder(gm, spec, value) for spec in specs}
+    control = (len(plans), kernels.BLOCK_CONTROL_SIZE)
+    placeholders = add_inputs(gm, control, (row, options.history), state_of(plans), value)
     for plan in plans:
         plan.placeholders = placeholders
-    if observes_behind(plans):
-        behind = list(placeholders.values())[-1].next
-        with gm.graph.inserting_before(behind):
-            _decide(gm, plans, 0, len(plans), placeholders[OBSERVED])
-    elif plans[0].reference is None:
+    if observes_behind(plans) or plans[0].reference is None:
         with gm.graph.inserting_before(list(placeholders.values())[-1].next):
-            _decide(gm, plans, 0, len(plans), None)
+            _decide(gm, plans, 0, len(plans), placeholders.get(OBSERVED))
     return len(placeholders)
 
 
-def shared_state(plans: Sequence[Plan]) -> list[StateTensor]:
-    """State that belongs to no unit: what was observed of all of them at the last step, if that decides."""
+def state_of(plans: Sequence[Plan]) -> list[StateTensor]:
+    """All that is kept but for the health; in front, if it decides, what was observed of all units at the last step."""
+    of_units = [spec for plan in plans for spec in plan.state]
     if not observes_behind(plans):
-        return []
-    device = _value(plans[0]).device
-    return [StateTensor(OBSERVED, (len(plans), 2), torch.float32, device)]
+        return of_units
+    return [StateTensor(OBSERVED, (len(plans), 2), torch.float32, _value(plans[0]).device), *of_units]
 
 
 def observes_behind(plans: Sequence[Plan]) -> bool:
@@ -73,16 +65,10 @@ def observe_unit(gm: GraphModule, plans: Sequence[Plan], unit: int) -> Node | No
         sums = fxcache::residual_diff(h3, None, unit_2_reference[0])
     """
     plan = plans[unit]
-    if plan.reference is None:
-        return None
     assert plan.compute is not None
     with gm.graph.inserting_before(plan.compute):
-        reference = plan.placeholders[plan.reference.spec.name]
-        only = call(gm.graph, torch.ops.aten.select.int, (reference, 0, 0))
-        arguments = (plan.indicator_out, None, only, downsample_factor(plan))
-        important = plan.options.important_condition_threshold
-        sums = call(gm.graph, torch.ops.fxcache.residual_diff.default, (*arguments, important))
-        if not observes_behind(plans):
+        sums = observe(gm, plan)
+        if sums is not None and not observes_behind(plans):
             one = call(gm.graph, torch.ops.aten.unsqueeze.default, (sums, 0))
             _decide(gm, plans, unit, 1, one)
     return sums

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,9 +14,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import fxcache.api as api
-from fxcache.errors import OptionError, RefusalError, RefusalWarning
+from fxcache.errors import OptionError, RefusalError
 from tests.models.foreign import perceptron
 from tests.models.tiny_trunk import tiny_trunk
+from tests.refusals import refusals
 
 OPTIONS = {
     "Fn_compute_blocks": 1,
@@ -47,15 +46,6 @@ def decisions(model: nn.Module) -> list[str]:
 def inside(error: BaseException) -> BaseException:
     """The exception that Dynamo has wrapped."""
     return getattr(error, "inner_exception", error)
-
-
-@contextmanager
-def refusals() -> Iterator[list[str]]:
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield said
-    said += [str(warning.message) for warning in caught if issubclass(warning.category, RefusalWarning)]
 
 
 def test_found_by_name_without_an_import():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,23 +11,15 @@ import torch
 from torch import nn
 
 import fxcache.api as api
-from fxcache.errors import RefusalError, RefusalWarning
+from fxcache.errors import RefusalError
 from tests.models.pipelines import PIPELINES
 from tests.models.tiny_trunk import TinyTrunk
+from tests.refusals import refusals
 from tests.test_backend import WARN, inside, loop
 
 REQUEST: dict[str, Any] = {"steps": 2, "cfg": True}
 OPTIONS = {"inner_backend": "eager"}
 INSTEAD = 'Compile the whole model instead, with fxcache.enable_cache(pipe) or transformer.compile(backend="fxcache")'
-
-
-@contextmanager
-def said() -> Iterator[list[str]]:
-    found: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield found
-    found += [str(warning.message) for warning in caught if issubclass(warning.category, RefusalWarning)]
 
 
 def in_place(model: Any, **more: Any) -> Any:
@@ -52,7 +42,7 @@ def test_blocks_compiled_one_by_one_are_refused_once(name, stack, compile_parts)
     plain = tiny.run(**REQUEST)
     cls = type(tiny.transformer).__name__
     tiny.pipe.transformer = compile_parts(tiny.transformer, options=OPTIONS)
-    with said() as sentences:
+    with refusals() as sentences:
         assert torch.equal(tiny.run(**REQUEST), plain)
         assert torch.equal(tiny.run(**REQUEST), plain)
         tiny.run(**REQUEST, size=1)
@@ -100,7 +90,7 @@ def test_a_whole_model_inside_another_module_is_not_a_part():
     model = Short().eval()
     del model.blocks[1:]
     outer = Outer(torch.compile(model, backend="fxcache", options=WARN))
-    with said() as sentences, torch.no_grad():
+    with refusals() as sentences, torch.no_grad():
         outer(*loop(1)[0])
     (sentence,) = sentences
     assert not re.search("one by one", sentence) and "no chained stack of repeated blocks" in sentence

@@ -187,11 +187,9 @@ def cogvideox(
     return TinyPipeline(quiet(pipe), request, False, ("cond_uncond",), extra)
 
 
-def hunyuan_video(
-    seed: int = 0, layers: int = 4, *, scheduler: Any = None, dtype: torch.dtype = torch.float32
-) -> TinyPipeline:
-    """Embedded guidance, and separate true guidance with contexts on request."""
-    vae = seeded(
+def hunyuan_vae() -> Any:
+    """The video autoencoder of HunyuanVideo and what is built on it."""
+    return seeded(
         lambda: D.AutoencoderKLHunyuanVideo(
             in_channels=3,
             out_channels=3,
@@ -206,9 +204,15 @@ def hunyuan_video(
         ),
         seed=100,
     )
+
+
+def hunyuan_video(
+    seed: int = 0, layers: int = 4, *, scheduler: Any = None, dtype: torch.dtype = torch.float32
+) -> TinyPipeline:
+    """Embedded guidance, and separate true guidance with contexts on request."""
     pipe = D.HunyuanVideoPipeline(
         transformer=T.hunyuan_video(layers, seed, dtype).module,
-        vae=vae,
+        vae=hunyuan_vae(),
         scheduler=scheduler or D.FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder=None,
         tokenizer=None,

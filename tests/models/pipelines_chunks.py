@@ -12,8 +12,9 @@ from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 from torch import Tensor, nn
 
+from tests.models.pipelines import hunyuan_vae
 from tests.models.pipelines_image import picture
-from tests.models.pipelines_video import changed, text
+from tests.models.pipelines_video import changed, text, wan_vae
 from tests.models.tiny import seeded
 from tests.models.tiny_pipeline import Request, TinyPipeline, quiet
 from tests.models.wide import WIDE
@@ -76,21 +77,9 @@ def ltx2(seed: int = 0, layers: int = 6) -> TinyPipeline:
 
 def helios(seed: int = 0, layers: int = 6) -> TinyPipeline:
     """Two chunks of a video, a loop for each, with the same prompt."""
-    vae = seeded(
-        lambda: D.AutoencoderKLWan(
-            base_dim=3,
-            z_dim=4,
-            dim_mult=[1] * 4,
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-        ),
-        seed=100,
-    )
     pipe = D.HeliosPipeline(
         transformer=WIDE["helios"](layers, seed).module,
-        vae=vae,
+        vae=wan_vae(),
         scheduler=D.HeliosScheduler(stages=1, stage_range=[0, 1]),
         text_encoder=None,
         tokenizer=None,
@@ -126,24 +115,9 @@ class PictureExtractor:
 
 def framepack(seed: int = 0, layers: int = 4) -> TinyPipeline:
     """Two sections of a video, a loop for each; separate guidance without names."""
-    vae = seeded(
-        lambda: D.AutoencoderKLHunyuanVideo(
-            in_channels=3,
-            out_channels=3,
-            latent_channels=4,
-            down_block_types=("HunyuanVideoDownBlock3D",) * 4,
-            up_block_types=("HunyuanVideoUpBlock3D",) * 4,
-            block_out_channels=(8,) * 4,
-            layers_per_block=1,
-            norm_num_groups=4,
-            spatial_compression_ratio=8,
-            temporal_compression_ratio=4,
-        ),
-        seed=100,
-    )
     pipe = D.HunyuanVideoFramepackPipeline(
         transformer=WIDE["framepack"](layers, seed).module,
-        vae=vae,
+        vae=hunyuan_vae(),
         scheduler=D.FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder=None,
         tokenizer=None,

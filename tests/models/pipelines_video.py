@@ -93,22 +93,27 @@ def hunyuan_video15(seed: int = 0, layers: int = 4) -> TinyPipeline:
     return TinyPipeline(quiet(pipe), request, True, ("pred_cond", "pred_uncond"), {"output_type": "latent"})
 
 
+def wan_vae() -> Any:
+    """The video autoencoder of Wan, with four channels."""
+    return seeded(
+        lambda: D.AutoencoderKLWan(
+            base_dim=3,
+            z_dim=4,
+            dim_mult=[1] * 4,
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        seed=100,
+    )
+
+
 def motif_video(seed: int = 0, layers: int = 4) -> TinyPipeline:
     """A guider names the calls; double and single blocks."""
     pipe = D.MotifVideoPipeline(
         transformer=changed(WIDE["motif_video"], layers, seed, in_channels=9),
-        vae=seeded(
-            lambda: D.AutoencoderKLWan(
-                base_dim=3,
-                z_dim=4,
-                dim_mult=[1] * 4,
-                num_res_blocks=1,
-                temperal_downsample=[False, True, True],
-                latents_mean=[0.0] * 4,
-                latents_std=[1.0] * 4,
-            ),
-            seed=100,
-        ),
+        vae=wan_vae(),
         scheduler=D.FlowMatchEulerDiscreteScheduler(),
         text_encoder=None,
         tokenizer=None,

@@ -54,6 +54,7 @@ CHECKS: dict[str, checks.Check] = {
     "force_reduce_calibrator_vram": checks.switch,
     "trunk": checks.names,
     "inner_backend": checks.choice("inductor", "aot_eager", "eager"),
+    "share_blocks": checks.switch,
     "inner_options": checks.plain_mapping,
     "on_refusal": checks.choice("warn", "raise"),
     "dump_dir": checks.path,

@@ -209,6 +209,9 @@ class Options:
     inner_options: Mapping[str, Any] = field(default_factory=dict)
     """Options for the inner compiler, such as Inductor's ``{"max_autotune": True}``; plain values only."""
 
+    share_blocks: bool = True
+    """Compile blocks of the same structure once, also in a graph that is not cached; only for ``inner_backend`` "inductor"."""
+
     on_refusal: Literal["warn", "raise"] = "warn"
     """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""
 

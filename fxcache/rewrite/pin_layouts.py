@@ -56,7 +56,7 @@ def _is_computed(node: Node) -> bool:
 
 
 @register_lowering(settle_layout, type_promotion_kind=None)
-def _settle(value: Any) -> Any:
+def settle(value: Any) -> Any:
     """Decide the layout of a value, and tell the graph, which the lowering of the conditional reads."""
     _decide(value)
     realized = ir.ExternKernel.realize_input(value)
@@ -64,7 +64,7 @@ def _settle(value: Any) -> Any:
     layout = realized.get_layout()
     node = V.graph.current_node
     traced = node.meta["val"]
-    node.meta["val"] = _with_layout(traced, layout.stride, layout.offset)
+    node.meta["val"] = with_layout(traced, layout.stride, layout.offset)
     return ir.TensorBox(realized)
 
 
@@ -81,7 +81,7 @@ def _decide(value: Any) -> None:
         value.decide_layout()
 
 
-def _with_layout(traced: torch.Tensor, strides: Sequence[Any], offset: Any) -> torch.Tensor:
+def with_layout(traced: torch.Tensor, strides: Sequence[Any], offset: Any) -> torch.Tensor:
     """Fake tensor of the traced size with other strides."""
     strides, (offset,) = convert_shape_to_symint(strides), convert_shape_to_symint([offset])
     extent = 1 + offset + sum((size - 1) * stride for size, stride in zip(traced.shape, strides, strict=True))

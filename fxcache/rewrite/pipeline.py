@@ -23,6 +23,7 @@ from fxcache.rewrite.keep_precision import keep_precision
 from fxcache.rewrite.outline_middle import outline_middle
 from fxcache.rewrite.pin_layouts import pin_layouts
 from fxcache.rewrite.plan import Plan, StateTensor
+from fxcache.rewrite.share_blocks import mark_blocks, share_blocks
 from fxcache.rewrite.thread_state import thread_state
 from fxcache.rewrite.thread_units import commit_observed, observe_unit, state_of, thread_units
 
@@ -84,7 +85,9 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
         return region
     plan = Plan(region, options)
     name = signature([region])
+    mark_blocks(region.trunk)
     records = tuple(run_pass(number, one, mine, plan, folder) for number, one in enumerate(PASSES))
+    if options.inner_backend == "inductor" and options.share_blocks: share_blocks(mine)
     return Rewritten(mine, tuple(plan.state), (plan,), name, records)
 
 

@@ -23,7 +23,7 @@ from fxcache.intake import roles_of
 from fxcache.options import Options
 from fxcache.regions.dataflow import hint
 from fxcache.regions.flops import region_flops
-from fxcache.rewrite.pipeline import Rewritten, rewrite
+from fxcache.rewrite.pipeline import Rewritten, rewrite, share
 from fxcache.rewrite.plan import StateTensor
 from fxcache.runtime import signals
 from fxcache.runtime.attribution import attribution
@@ -87,7 +87,8 @@ class _Compilation:
         if isinstance(result, Refusal):
             self._refuse(result)
         if not isinstance(result, Rewritten):
-            return lower(aten, inputs, self._options, facts, rewritten=False)
+            shared = self._shared(aten, facts)
+            return lower(shared or aten, inputs, self._options, facts, rewritten=shared is not None)
         added = [node.meta["val"] for node in result.plan.placeholders.values()]
         compiled = lower(result.gm, [*inputs, *added], self._options, facts, rewritten=True)
         layout = _layout(aten, result)
@@ -112,6 +113,11 @@ class _Compilation:
             if unbacked:
                 return Refusal("the size of a cached value depends on data, not on sizes of inputs", tuple(unbacked))
         return result
+
+    def _shared(self, aten: GraphModule, facts: Mapping[str, Any]) -> GraphModule | None:
+        if not facts.get("is_inference", False):
+            return None
+        return share(aten, facts.get("static_input_idxs", ()), self._options)
 
     def _refuse(self, refusal: Refusal) -> None:
         if self.refusal is not None:

@@ -210,7 +210,7 @@ class Options:
     """Options for the inner compiler, such as Inductor's ``{"max_autotune": True}``; plain values only."""
 
     share_blocks: bool = True
-    """Compile blocks of the same structure once, also in a graph that is not cached; only for ``inner_backend`` "inductor"."""
+    """Compile blocks of one structure once, in an uncached graph too; for ``inner_backend`` "inductor" only."""
 
     on_refusal: Literal["warn", "raise"] = "warn"
     """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""

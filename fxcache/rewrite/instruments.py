@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -15,7 +16,8 @@ from torch.fx.passes.graph_transform_observer import GraphTransformObserver
 from fxcache.errors import FxcacheError
 from fxcache.rewrite.plan import Plan
 
-Pass = Callable[[GraphModule, Plan], int]
+Pass = Callable[[GraphModule, Any], int]
+"""Changes a graph in place by a plan and says how many changes that were."""
 
 
 class PassError(FxcacheError, AssertionError):
@@ -32,7 +34,7 @@ class PassRecord:
     code: str
 
 
-def run_pass(number: int, one: Pass, gm: GraphModule, plan: Plan, dump_dir: Path | None) -> PassRecord:
+def run_pass(number: int, one: Pass, gm: GraphModule, plan: Plan | None, dump_dir: Path | None) -> PassRecord:
     """Run one pass under all instruments."""
     name = one.__name__
     if dump_dir is not None:

@@ -12,8 +12,10 @@ from torch.fx import GraphModule, Node
 
 from fxcache.errors import Refusal
 from fxcache.options import Options
+from fxcache.regions.dataflow import Flow
 from fxcache.regions.discover import discover, signature
 from fxcache.regions.region import Region
+from fxcache.regions.trunk import Trunk, find_trunk
 from fxcache.regions.units import discover_units
 from fxcache.rewrite.commit_state import commit_state
 from fxcache.rewrite.gather_references import gather_references
@@ -76,7 +78,7 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     mine = copy_graph(gm)
     placeholders = [node for node in mine.graph.nodes if node.op == "placeholder"]
     parameters: set[Node] = {placeholders[i] for i in static}
-    folder = Path(options.dump_dir) / f"graph_{next(_numbers):03d}" if options.dump_dir else None
+    folder = _folder(options)
     if options.prunes:
         units = discover_units(mine.graph, parameters, options)
         return units if isinstance(units, Refusal) else _rewrite_units(mine, units, options, folder)
@@ -85,10 +87,32 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
         return region
     plan = Plan(region, options)
     name = signature([region])
-    mark_blocks(region.trunk)
-    records = tuple(run_pass(number, one, mine, plan, folder) for number, one in enumerate(PASSES))
-    if options.inner_backend == "inductor" and options.share_blocks: share_blocks(mine)
+    passes = [*PASSES, *_sharing(region.trunk, parameters, options)]
+    records = tuple(run_pass(number, one, mine, plan, folder) for number, one in enumerate(passes))
     return Rewritten(mine, tuple(plan.state), (plan,), name, records)
+
+
+def share(gm: GraphModule, static: Collection[int], options: Options) -> GraphModule | None:
+    """Copy a graph that is not cached and share its blocks; None where there is nothing to share."""
+    mine = copy_graph(gm)
+    placeholders = [node for node in mine.graph.nodes if node.op == "placeholder"]
+    parameters = {placeholders[i] for i in static}
+    trunk = find_trunk(mine.graph, Flow(mine.graph), parameters)
+    if isinstance(trunk, Refusal) or not _sharing(trunk, parameters, options):
+        return None
+    return mine if run_pass(0, share_blocks, mine, None, _folder(options)).changes else None
+
+
+def _sharing(trunk: Trunk, parameters: Collection[Node], options: Options) -> tuple[Pass, ...]:
+    """The pass that shares blocks, with the blocks marked for it; nothing where it does not apply."""
+    if options.inner_backend != "inductor" or not options.share_blocks:
+        return ()
+    mark_blocks(trunk, parameters)
+    return (share_blocks,)
+
+
+def _folder(options: Options) -> Path | None:
+    return Path(options.dump_dir) / f"graph_{next(_numbers):03d}" if options.dump_dir else None
 
 
 def _rewrite_units(mine: GraphModule, units: list[Region], options: Options, folder: Path | None) -> Rewritten:

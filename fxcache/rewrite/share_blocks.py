@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +18,23 @@ from torch.utils._pytree import tree_flatten
 from fxcache.regions.dataflow import is_impure, is_view, tensor_of, value_of
 from fxcache.regions.trunk import Trunk
 from fxcache.rewrite.pin_layouts import settle, settle_layout, with_layout
+from fxcache.rewrite.plan import Plan
 
 SHARED = "fxcache_block"
 _MARK = "fxcache_block"
+_WEIGHT = "fxcache_weight"
 
 
-def mark_blocks(trunk: Trunk) -> None:
-    """Number the blocks on their nodes; copies of the nodes keep the number."""
+def mark_blocks(trunk: Trunk, parameters: Collection[Node]) -> None:
+    """Number the blocks on their nodes, and mark the inputs that hold weights; copies of the nodes keep the marks."""
+    for node in parameters:
+        node.meta[_WEIGHT] = True
     for number, block in enumerate([*trunk.side_blocks, *trunk.blocks]):
         for node in block.nodes:
             node.meta[_MARK] = number
 
 
-def share_blocks(gm: GraphModule) -> int:
+def share_blocks(gm: GraphModule, _: Plan | None = None) -> int:
     """Outline marked blocks of one structure into a submodule of their graph; return the number of calls.
 
     Before::
@@ -49,7 +54,7 @@ def share_blocks(gm: GraphModule) -> int:
         groups: dict[Any, list[_Block]] = {}
         _hand_over_views(graph_module.graph)
         for block in _blocks(graph_module.graph):
-            groups.setdefault(block.key, []).append(block)
+            groups.setdefault(block.structure, []).append(block)
         repeated = [group for group in groups.values() if len(group) > 1]
         for number, group in enumerate(repeated):
             _share(graph_module, group, f"{SHARED}_{number}")
@@ -61,7 +66,7 @@ def share_blocks(gm: GraphModule) -> int:
 
 
 def _hand_over_views(graph: Graph) -> None:
-    """Let every block take views of another block's values for itself: what leaves a submodule has to own its memory."""
+    """Let every block take views of other blocks' values for itself: what leaves a submodule has to own its memory."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     for node in reversed(list(graph.nodes)):
         if _MARK not in node.meta or _source(node) is None:
@@ -74,11 +79,8 @@ def _hand_over_views(graph: Graph) -> None:
             first = min(users, key=position.__getitem__)
             with graph.inserting_before(first):
                 copy = graph.node_copy(node, lambda arg: arg)
-            # a little in front of the user, which the order of what is looked at later has to show
             position[copy] = position[first]
-            copy.meta.pop(_MARK)
-            if mark is not None:
-                copy.meta[_MARK] = mark
+            copy.meta = _unmarked(node) if mark is None else {**node.meta, _MARK: mark}
             for user in users:
                 user.replace_input_with(node, copy)
         if not node.users:
@@ -96,15 +98,12 @@ def _source(node: Node) -> Node | None:
 
 @dataclass
 class _Block:
-    """One block cut out: its nodes in execution order, what it reads, what others read of it."""
+    """One block cut out: its nodes in execution order, and which of them others read."""
 
     nodes: list[Node]
-    operands: list[Node]
     outputs: set[int]
     """Positions in `nodes`."""
-    later: list[Node]
-    """Nodes between the first and the last of the block that need one of its values, and that it does not need."""
-    key: Any
+    structure: Any
 
 
 def _blocks(graph: Graph) -> Iterator[_Block]:
@@ -115,33 +114,38 @@ def _blocks(graph: Graph) -> Iterator[_Block]:
         if _MARK in node.meta and node.op == "call_function":
             marked.setdefault(node.meta[_MARK], []).append(node)
     for nodes in marked.values():
-        block = _cut_out(nodes, order, position)
+        block = _cut_out(nodes, order[position[nodes[0]] : position[nodes[-1]] + 1])
         if block is not None:
             yield block
 
 
-def _cut_out(marked: list[Node], order: list[Node], position: dict[Node, int]) -> _Block | None:
-    first, last = position[marked[0]], position[marked[-1]]
-    span = order[first : last + 1]
-    members, dependent = set(marked), set(marked)
-    for node in span:
-        if any(arg in dependent for arg in node.all_input_nodes):
-            dependent.add(node)
+def _cut_out(marked: list[Node], span: list[Node]) -> _Block | None:
+    """A block and what lies between its parts; None if one call cannot stand for it."""
+    members, (number, *others) = set(marked), {node.meta[_MARK] for node in marked}
+    assert not others
+    dependent = _dependent(span, members)
     for node in reversed(span):
         if node in dependent and any(user in members for user in node.users):
             members.add(node)
-    number = marked[0].meta[_MARK]
     if any(is_impure(node) for node in span) or any(node.meta.get(_MARK, number) != number for node in members):
         return None
     nodes = [node for node in span if node in members]
-    operands = _operands(nodes)
     outputs = {i for i, node in enumerate(nodes) if any(user not in members for user in node.users)}
     if not outputs or not all(tensor_of(nodes[i]) is not None for i in outputs):
         return None
+    operands = _operands(nodes)
     if not all(isinstance(value_of(node), (torch.Tensor, torch.SymInt)) for node in operands):
         return None
-    later = [node for node in span if node in dependent and node not in members]
-    return _Block(nodes, operands, outputs, later, _structure(nodes, operands))
+    return _Block(nodes, outputs, _structure(nodes, operands))
+
+
+def _dependent(span: Iterable[Node], members: Collection[Node]) -> set[Node]:
+    """Nodes of the span that need a value of the members, and the members."""
+    found = set(members)
+    for node in span:
+        if any(arg in found for arg in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _operands(nodes: list[Node]) -> list[Node]:
@@ -175,7 +179,7 @@ def _share(gm: GraphModule, group: Sequence[_Block], name: str) -> None:
     outputs = sorted(set().union(*(block.outputs for block in group)))
     body = Graph()
     inside: dict[Node, Node] = {}
-    for i, node in enumerate(template.operands):
+    for i, node in enumerate(_operands(template.nodes)):
         inside[node] = body.placeholder(f"operand_{i}")
         inside[node].meta = dict(node.meta)
     for node in template.nodes:
@@ -189,39 +193,52 @@ def _share(gm: GraphModule, group: Sequence[_Block], name: str) -> None:
     gm.add_submodule(name, GraphModule(torch.nn.Module(), body))
     models: list[Node] = []
     for block in group:
-        models = _call(gm, block, name, outputs, models)
+        models = _replace(gm, block, name, outputs, models)
 
 
-def _call(gm: GraphModule, block: _Block, name: str, outputs: list[int], models: list[Node]) -> list[Node]:
-    """Replace a block by a call; return its operands, which those of the next call have to resemble in layout."""
-    graph = gm.graph
-    with graph.inserting_before(block.nodes[-1].next):
+def _replace(gm: GraphModule, block: _Block, name: str, outputs: list[int], models: list[Node]) -> list[Node]:
+    """Put a call in the place of a block; return the operands whose layout those of later calls have to have."""
+    graph, last = gm.graph, block.nodes[-1]
+    span = list(itertools.takewhile(lambda node: node is not last, _from(block.nodes[0])))
+    members = set(block.nodes)
+    dependent = _dependent(span, members)
+    later = [node for node in span if node in dependent and node not in members]
+    if any(user in members for node in later for user in node.users):
+        return models  # another call came between parts of it
+    with graph.inserting_before(last.next):
         attribute = graph.get_attr(name)
         operands = []
         for i, node in enumerate(_operands(block.nodes)):
-            if tensor_of(node) is None or node.op in ("placeholder", "get_attr"):
+            if tensor_of(node) is not None and _WEIGHT not in node.meta:
+                target, arguments = (conform_layout, (node, models[i])) if models else (settle_layout, (node,))
+                operands.append(graph.call_function(target, arguments))
+                operands[-1].meta = _unmarked(node)
+            else:
                 operands.append(node)
-                continue
-            arguments = (node, models[i]) if models else (node,)
-            operands.append(graph.call_function(conform_layout if models else settle_layout, arguments))
-            operands[-1].meta = dict(node.meta)
-        call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (attribute, name, *operands))
-        call.meta = {key: value for key, value in block.nodes[-1].meta.items() if key != _MARK}
+        anchor = call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (attribute, name, *operands))
+        call.meta = _unmarked(last)
         call.meta["val"] = tuple(block.nodes[i].meta["val"] for i in outputs)
-        anchor = call
-        for member, i in enumerate(outputs):
-            node = block.nodes[i]
-            with graph.inserting_after(anchor):
-                out = graph.call_function(operator.getitem, (call, member))
-            out.meta = {key: value for key, value in node.meta.items() if key != _MARK}
-            node.replace_all_uses_with(out)
-            anchor = out
-    for node in block.later:
+    for member, i in enumerate(outputs):
+        with graph.inserting_after(anchor):
+            anchor = graph.call_function(operator.getitem, (call, member))
+        anchor.meta = _unmarked(block.nodes[i])
+        block.nodes[i].replace_all_uses_with(anchor)
+    for node in later:
         anchor.append(node)
         anchor = node
     for node in reversed(block.nodes):
         graph.erase_node(node)
-    return operands
+    return models or operands
+
+
+def _from(node: Node) -> Iterator[Node]:
+    while True:
+        yield node
+        node = node.next
+
+
+def _unmarked(node: Node) -> dict[str, Any]:
+    return {key: value for key, value in node.meta.items() if key not in (_MARK, _WEIGHT)}
 
 
 own_memory = inductor_prims.make_prim(
@@ -233,7 +250,7 @@ own_memory = inductor_prims.make_prim(
 
 @register_lowering(own_memory, type_promotion_kind=None)
 def _own(value: Any) -> Any:
-    """Copy what is part of something larger: Inductor takes what a submodule returns for a buffer, and uses it again."""
+    """Copy what is part of something larger: Inductor uses the memory of what a submodule returns again, as a whole."""
     settled = settle(value)
     layout = settled.get_layout()
     if isinstance(layout, ir.NonOwningLayout) or str(layout.offset) != "0" or not _is_whole(settled):

@@ -209,8 +209,9 @@ class Options:
     inner_options: Mapping[str, Any] = field(default_factory=dict)
     """Options for the inner compiler, such as Inductor's ``{"max_autotune": True}``; plain values only."""
 
-    share_blocks: bool = True
-    """Compile blocks of one structure once, in an uncached graph too; for ``inner_backend`` "inductor" only."""
+    share_blocks: bool | None = None
+    """With ``inner_backend`` "inductor": compile blocks of one structure once. None: but not in a half-precision graph
+    that is not cached, where it would change last bits."""
 
     on_refusal: Literal["warn", "raise"] = "warn"
     """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""

@@ -65,6 +65,8 @@ BAD = [
         "force_refresh_step_policy='repeated': expected 'once' or 'repeat'; did you mean 'repeat'?",
     ),
     ("force_refresh_step_policy", 1, "force_refresh_step_policy=1: expected 'once' or 'repeat'"),
+    ("share_blocks", 1, "share_blocks=1: expected None, True or False"),
+    ("share_blocks", "auto", "share_blocks='auto': expected None, True or False"),
     ("enable_separate_cfg", 1, "enable_separate_cfg=1: expected None, True or False"),
     ("enable_separate_cfg", "auto", "enable_separate_cfg='auto': expected None, True or False"),
     ("cfg_compute_first", None, "cfg_compute_first=None: expected True or False"),

@@ -8,11 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+import torch._inductor.config
 from torch.fx import GraphModule, Node
 
 from fxcache.errors import Refusal
 from fxcache.options import Options
-from fxcache.regions.dataflow import Flow
+from fxcache.regions.dataflow import Flow, tensor_of
 from fxcache.regions.discover import discover, signature
 from fxcache.regions.region import Region
 from fxcache.regions.trunk import Trunk, find_trunk
@@ -98,14 +100,22 @@ def share(gm: GraphModule, static: Collection[int], options: Options) -> GraphMo
     placeholders = [node for node in mine.graph.nodes if node.op == "placeholder"]
     parameters = {placeholders[i] for i in static}
     trunk = find_trunk(mine.graph, Flow(mine.graph), parameters)
-    if isinstance(trunk, Refusal) or not _sharing(trunk, parameters, options):
+    if isinstance(trunk, Refusal) or (options.share_blocks is None and _rounds(trunk)):
         return None
-    return mine if run_pass(0, share_blocks, mine, None, _folder(options)).changes else None
+    passes = _sharing(trunk, parameters, options)
+    records = [run_pass(number, one, mine, None, _folder(options)) for number, one in enumerate(passes)]
+    return mine if any(record.changes for record in records) else None
+
+
+def _rounds(trunk: Trunk) -> bool:
+    """Say whether a border between blocks rounds what Inductor would keep in float32 inside a kernel."""
+    values = (tensor_of(node) for block in trunk.blocks for node in block.nodes)
+    return any(value is not None and value.dtype in (torch.bfloat16, torch.float16) for value in values)
 
 
 def _sharing(trunk: Trunk, parameters: Collection[Node], options: Options) -> tuple[Pass, ...]:
     """The pass that shares blocks, with the blocks marked for it; nothing where it does not apply."""
-    if options.inner_backend != "inductor" or not options.share_blocks:
+    if options.inner_backend != "inductor" or options.share_blocks is False or torch._inductor.config.cpp_wrapper:
         return ()
     mark_blocks(trunk, parameters)
     return (share_blocks,)

@@ -55,7 +55,7 @@ def share_blocks(gm: GraphModule, _: Plan | None = None) -> int:
         _hand_over_views(graph_module.graph)
         for block in _blocks(graph_module.graph):
             groups.setdefault(block.structure, []).append(block)
-        repeated = [group for group in groups.values() if len(group) > 1]
+        repeated = [group for group in map(_alike, groups.values()) if len(group) > 1]
         for number, group in enumerate(repeated):
             _share(graph_module, group, f"{SHARED}_{number}")
             calls += len(group)
@@ -146,6 +146,19 @@ def _dependent(span: Iterable[Node], members: Collection[Node]) -> set[Node]:
         if any(arg in found for arg in node.all_input_nodes):
             found.add(node)
     return found
+
+
+def _alike(group: list[_Block]) -> list[_Block]:
+    """The group without its first block if that reads its streams from what is no block.
+
+    Inductor may give such a value (patches behind a convolution) another layout than the results of blocks. Only the
+    later blocks agree with each other then, and reductions that run in another order differ in the last bits.
+    """
+    if len(group) < 2:
+        return group
+    pairs = zip(_operands(group[0].nodes), _operands(group[1].nodes), strict=True)
+    streams = [first for first, second in pairs if first is not second and _WEIGHT not in first.meta]
+    return group if all(_MARK in node.meta for node in streams) else group[1:]
 
 
 def _operands(nodes: list[Node]) -> list[Node]:

@@ -67,6 +67,8 @@ class Plan:
     slot: Node | None = None
     """Where a history of several entries stores this step, or -1; `first`: where one of one entry does."""
     first: Node | None = None
+    sizes: dict[str, Node] = field(default_factory=dict)
+    """Sizes of the state that only the running graph knows, by expression: where they are read."""
     weights: Node | None = None
     """Of the forecast, by slot; one row, or one per predicted stream."""
 

@@ -104,6 +104,8 @@ class Context:
         self.generation = generation
         self.branch = branch
         self.conditioning = conditioning
+        self.sizes: tuple[int, ...] = ()
+        """Those that depend on data, as last met."""
         self.specs: tuple[TensorSpec, ...] = ()
         self.tensors: list[torch.Tensor] = []
         self.owner: weakref.ref[Lease] | None = None
@@ -209,6 +211,8 @@ class ModelState:
         self.refused: Counter[Reason] = Counter()
         self.ended: deque[ContextRecord] = deque(maxlen=MAX_ENDED_KEPT)
         self.trunk = ""
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        """Those that depend on data, as last met in any context of a graph."""
         self.dropped = False
         self.turns = 0
 

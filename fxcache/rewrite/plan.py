@@ -107,6 +107,11 @@ def call(graph: torch.fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict
     return node
 
 
+def facts_of(node: Node) -> dict[str, Any]:
+    """What is known of the value of a node, for another node with this value: that one makes no symbols of its own."""
+    return {key: value for key, value in node.meta.items() if key != "unbacked_bindings"}
+
+
 def fake_result(node: Node) -> Any:
     """Fake value of a call, from the fake values of its inputs."""
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])

@@ -27,6 +27,7 @@ def check_sizes(region: Region, options: Options) -> Refusal | None:
     looked_at = region.indicator.out
     node = looked_at.node if isinstance(looked_at, Copy) else looked_at
     names = [node.name] if options.observes and not has_known_size(node) else []
+    names += [copy.name for copy in _copied(region) if copy.meta.get("unbacked_bindings")]
     names += [stream.live_out.name for stream in unknown if not _readable(stream, options)]
     if names:
         return Refusal("the size of a cached value depends on data, not on sizes of inputs", tuple(names))
@@ -63,6 +64,17 @@ def _unknown(node: Node) -> Iterator[tuple[int, object]]:
     value = tensor_of(node)
     assert value is not None
     return ((axis, size) for axis, size in enumerate(value.shape) if depends_on_data(size))
+
+
+def _copied(region: Region) -> Iterator[Node]:
+    """Nodes that references and indicator evaluate once more."""
+    indicator = region.indicator
+    waiting = [stream.reference for stream in region.streams] + [indicator.out, indicator.inp]
+    while waiting:
+        reference = waiting.pop()
+        if isinstance(reference, Copy):
+            yield reference.node
+            waiting += [value for _, value in reference.replaced]
 
 
 def _readable(stream: Stream, options: Options) -> bool:

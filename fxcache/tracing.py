@@ -18,7 +18,7 @@ SETTINGS = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": 
 def keeping_whole(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """Return the compiled call of a module, tracing under `SETTINGS` what it has to trace."""
     # The public `config.patch` takes eight times as long; Dynamo uses this for `dynamic`.
-    enter = torch._dynamo.config._make_closure_patcher(**SETTINGS)  # type: ignore[attr-defined]
+    enter = torch._dynamo.config._make_closure_patcher(**SETTINGS)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         leave = enter()

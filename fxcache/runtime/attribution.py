@@ -101,9 +101,6 @@ class Attribution:
             context.owner = None
             if context.dropped:
                 return
-            resized = outcome.sizes != lease.sizes
-            if resized:
-                context.sizes = model.sizes[context.key.signature] = outcome.sizes
             if not lease.store:  # its tensors did not fit
                 context.statistics.reasons[lease.reason] += 1
                 return
@@ -119,7 +116,8 @@ class Attribution:
             _remember(context, lease, outcome, model.options.history)
             context.difference = _compared(model, context, lease, outcome)
             model.policy.after(context.counters, outcome.reused, context.difference)
-            if resized:  # the state was not made for what was computed; that of the next call is
+            context.sizes = outcome.sizes
+            if outcome.sizes != lease.sizes:  # the state was not made for what was computed; that of the next call is
                 context.forget_stored()
 
     def abort(self, lease: Lease) -> None:
@@ -206,7 +204,7 @@ class Attribution:
         elif clock is not None and context.valid and lease.reason in _NEEDS_CLOCK:
             lease.mode, lease.threshold, lease.clock = Mode.DECIDE, -math.inf, clock
         _say_what_is_stored(lease, context, options, leader)
-        lease.sizes = context.sizes or model.sizes.get(context.key.signature, ())
+        lease.sizes = context.sizes
         if leader is not None:
             context.leader = (leader.key, leader.era)
         return lease

@@ -52,8 +52,8 @@ def with_state(
     """Wrap a compiled graph whose last inputs are control, clock and state, so that it takes the original inputs.
 
     The inputs added are, in this order: control, health, clock, the state tensors; all but control and clock
-    belong to the context and come from its lease. ``units``: rows of the control, where it has rows. ``sizes``: how many sizes
-    of the state only the running graph knows; ``specs_of`` gets them behind the inputs, as they were last met.
+    belong to the context and come from its lease. ``units``: rows of the control, where it has rows. ``sizes``: how
+    many sizes only the graph knows; ``specs_of`` gets them behind the inputs, as the call before has met them.
     """
     no_clock: list[torch.Tensor] = []
 

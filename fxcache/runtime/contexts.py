@@ -104,8 +104,6 @@ class Context:
         self.generation = generation
         self.branch = branch
         self.conditioning = conditioning
-        self.sizes: tuple[int, ...] = ()
-        """Those that depend on data, as last met."""
         self.specs: tuple[TensorSpec, ...] = ()
         self.tensors: list[torch.Tensor] = []
         self.owner: weakref.ref[Lease] | None = None
@@ -144,6 +142,8 @@ class Context:
         """The branch that led it last, and the era of that one."""
         self.conditioned: Identities | None = None
         """The conditioning of the previous call, where it does not tell branches apart."""
+        self.sizes: tuple[int, ...] = ()
+        """Those that depend on data, as met by the previous call."""
         self.host_clock = HostClock()
         self.device_clock: DeviceClock | None = None
         self.reported = True
@@ -211,8 +211,6 @@ class ModelState:
         self.refused: Counter[Reason] = Counter()
         self.ended: deque[ContextRecord] = deque(maxlen=MAX_ENDED_KEPT)
         self.trunk = ""
-        self.sizes: dict[str, tuple[int, ...]] = {}
-        """Those that depend on data, as last met in any context of a graph."""
         self.dropped = False
         self.turns = 0
 

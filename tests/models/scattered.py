@@ -1,4 +1,4 @@
-"""Models whose graph Dynamo cuts between the blocks, or would, and models whose text has a length that depends on data."""
+"""Models in which something depends on the data: the length of the text, or the way through the blocks."""
 
 from __future__ import annotations
 

@@ -60,6 +60,8 @@ class Case:
     """Whether another size is tried too."""
     slow: bool = False
     """Whether its compilation takes more than half a minute, or shows little that another case does not."""
+    warmup: int = 1
+    """Calls of a generation before the first that may be reused: two where the first has to find out a size."""
     refusal: str | None = None
     """What the refusal says, where the blocks do not come in one graph."""
 
@@ -175,7 +177,10 @@ CASES: dict[str, Case] = {
     ),
     "helios": _case(_C["helios"], Blocks(("blocks",)), turns("cond", "uncond", loops=2)),
     "framepack": _case(
-        _C["framepack"], Blocks(("single_transformer_blocks",), PICTURE_FIRST), turns("branch 1", "branch 2", loops=2)
+        _C["framepack"],
+        TEXT_TOO,
+        turns("branch 1", "branch 2", loops=2),
+        warmup=2,
     ),
     "stable_audio": _case(_C["stable_audio"], ALONE, ONE),
 }

@@ -156,9 +156,13 @@ class Steps:
     left_out: tuple[int, ...] = ()
     together: int = 1
     """Steps that count as one block."""
+    parts: bool = False
+    """Whether the blocks inside of the blocks are the steps."""
 
     def __post_init__(self) -> None:
         walk = self.model.walk(self.left_out)
+        if self.parts:
+            walk = [part for block in walk for part in block.parts]  # type: ignore[union-attr]
         self.blocks = [walk[start : start + self.together] for start in range(0, len(walk), self.together)]
         self.prefix, self.suffix = self.model.prefix, self.model.suffix
 

@@ -78,7 +78,7 @@ class BrokenModel:
         cut = f"graph breaks cut the model into at least {count} graphs, none of them with a usable trunk"
         where = f"; one of the breaks: {known}" if known else ""
         if known is not None and known.avoidable:
-            where += "; fxcache.enable_cache avoids breaks of this kind"
+            where += "; fxcache.enable_cache avoids breaks of this kind, after torch._dynamo.reset()"
         return Refusal(f"{cut}: {last.reason}{where}", last.nodes)
 
     def watch(self, compiled: Callable[..., Any], say: Callable[[Refusal], None]) -> Callable[..., Any]:

@@ -226,7 +226,11 @@ def test_where_enable_cache_avoids_the_break_the_refusal_says_so():
         for call in loop():
             compiled(*call)
     (sentence,) = said
-    assert sentence.endswith("; fxcache.enable_cache avoids breaks of this kind") and decisions(model) == []
+    assert (
+        sentence.endswith("; fxcache.enable_cache avoids breaks of this kind, after torch._dynamo.reset()")
+        and decisions(model) == []
+    )
+    torch._dynamo.reset()  # it knows the function as one that it has given up
     api.enable_cache(model, **OPTIONS)
     with torch.no_grad(), api.generation():
         for call in loop():

@@ -27,8 +27,10 @@ def check_sizes(region: Region, options: Options) -> Refusal | None:
     looked_at = region.indicator.out
     node = looked_at.node if isinstance(looked_at, Copy) else looked_at
     names = [node.name] if options.observes and not has_known_size(node) else []
-    names += [copy.name for copy in _copied(region) if copy.meta.get("unbacked_bindings")]
     names += [stream.live_out.name for stream in unknown if not _readable(stream, options)]
+    read = [copy.name for copy in _copied(region) if copy.meta.get("unbacked_bindings")]
+    if read:
+        return Refusal("a cached value is reached through a number that is read off a tensor", tuple(read))
     if names:
         return Refusal("the size of a cached value depends on data, not on sizes of inputs", tuple(names))
     found = {str(size) for stream in unknown for _, size in _unknown(stream.live_out)}

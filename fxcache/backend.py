@@ -94,7 +94,8 @@ class _Compilation:
         layout = _layout(aten, result)
         self.info = self._describe(aten, result, facts)
         device = result.plan.placeholders["clock"].meta["val"].device
-        return with_state(compiled, self.link, layout.resolver(), device, len(self.info.units))
+        sizes = len(result.plan.sizes)
+        return with_state(compiled, self.link, layout.resolver(), device, len(self.info.units), sizes)
 
     def _rewritten(self, aten: GraphModule, facts: Mapping[str, Any]) -> Rewritten | Refusal | None:
         if not self._options.can_reuse:
@@ -108,10 +109,6 @@ class _Compilation:
                 raise
             # A short stack in front of a graph break is not the trunk that the options speak of.
             return Refusal(str(error))
-        if isinstance(result, Rewritten):
-            unbacked = [spec.name for spec in result.state if not _symbols(spec) <= _inputs_of(aten).keys()]
-            if unbacked:
-                return Refusal("the size of a cached value depends on data, not on sizes of inputs", tuple(unbacked))
         return result
 
     def _shared(self, aten: GraphModule, facts: Mapping[str, Any]) -> GraphModule | None:
@@ -173,20 +170,19 @@ def _expression(size: int | torch.SymInt) -> Size:
     return hint(size) if expr.is_number else expr
 
 
-def _symbols(spec: StateTensor) -> set[Any]:
-    return {
-        symbol for size in map(_expression, spec.shape) if not isinstance(size, int) for symbol in size.free_symbols
-    }
-
-
 def _layout(aten: GraphModule, result: Rewritten) -> StateLayout:
     health = result.plan.placeholders["health"].meta["val"]
     specs = [StateTensor("health", tuple(health.shape), health.dtype, health.device), *result.state]
     inputs = _inputs_of(aten)
-    used = sorted(set().union(*map(_symbols, specs)), key=str)
+    # What only the running graph knows comes behind the inputs, in the order in which the graph reports it.
+    count = len(aten.graph.find_nodes(op="placeholder"))
+    met = {size: sympy.Symbol(f"met_{number}") for number, size in enumerate(result.plan.sizes)}
+    inputs |= {symbol: count + number for number, symbol in enumerate(met.values())}
+    shapes = tuple(tuple(met.get(str(size)) or _expression(size) for size in spec.shape) for spec in specs)
+    used = {symbol for shape in shapes for size in shape if not isinstance(size, int) for symbol in size.free_symbols}
     return StateLayout(
-        shapes=tuple(tuple(map(_expression, spec.shape)) for spec in specs),
+        shapes=shapes,
         dtypes=tuple(spec.dtype for spec in specs),
         devices=tuple(spec.device for spec in specs),
-        symbols=tuple((symbol, inputs[symbol]) for symbol in used),
+        symbols=tuple((symbol, inputs[symbol]) for symbol in sorted(used, key=str)),
     )

@@ -10,24 +10,48 @@ said is what to compile instead.
 from __future__ import annotations
 
 import inspect
+import linecache
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from types import FrameType
+from dataclasses import dataclass
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.utils import get_compilation_metrics
 from torch.fx import GraphModule
 
 from fxcache.errors import Refusal
 from fxcache.runtime.arguments import call_serial
+from fxcache.tracing import SETTINGS
 
 _TORCH = os.path.dirname(torch.__file__)
 _CONVERT = os.path.join(_TORCH, "_dynamo", "convert_frame.py")
 _WRAPPER = os.path.join(_TORCH, "_dynamo", "eval_frame.py")
+
+
+@dataclass(frozen=True)
+class Break:
+    """A place at which Dynamo has ended a graph, or given up a function."""
+
+    reason: str
+    file: str
+    line: int
+
+    @property
+    def avoidable(self) -> bool:
+        """Whether Dynamo names a setting that `fxcache.enable_cache` traces under."""
+        return any(name in self.reason for name in SETTINGS)
+
+    def __str__(self) -> str:
+        if not self.file:
+            return _first_line(self.reason)
+        code = linecache.getline(self.file, self.line).strip()
+        return f"{_first_line(self.reason)} at {self.file}:{self.line}" + (f" ({code})" if code else "")
 
 
 class BrokenModel:
@@ -35,7 +59,9 @@ class BrokenModel:
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
-        self.known_break: str | None = None
+        self.known_break: Break | None = None
+        self.code: CodeType | None = None
+        """Of the function that was to be compiled, where that is known."""
         self.trunk_found = False
         self.refusals: list[Refusal] = []
         self.closed = False
@@ -46,10 +72,13 @@ class BrokenModel:
         if self.trunk_found or not self.refusals:
             return None
         last, count = self.refusals[-1], len(self.refusals)
-        if self.known_break is None and count == 1:
+        known = _given_up(self.code) or self.known_break
+        if known is None and count == 1:
             return last
         cut = f"graph breaks cut the model into at least {count} graphs, none of them with a usable trunk"
-        where = f"; one of the breaks: {self.known_break}" if self.known_break else ""
+        where = f"; one of the breaks: {known}" if known else ""
+        if known is not None and known.avoidable:
+            where += "; fxcache.enable_cache avoids breaks of this kind, after torch._dynamo.reset()"
         return Refusal(f"{cut}: {last.reason}{where}", last.nodes)
 
     def watch(self, compiled: Callable[..., Any], say: Callable[[Refusal], None]) -> Callable[..., Any]:
@@ -93,9 +122,8 @@ def broken_model(gm: GraphModule, owner: object) -> BrokenModel | None:
     reason = getattr(gm, "compile_subgraph_reason", None)
     known = None
     if reason is not None and reason.graph_break:
-        known = reason.reason.partition("\n")[0]
-        if reason.user_stack:
-            known += f" at {reason.user_stack[-1].filename}:{reason.user_stack[-1].lineno}"
+        place = next((one for one in reversed(reason.user_stack) if not one.filename.startswith(_TORCH)), None)
+        known = Break(reason.reason, place.filename if place else "", (place.lineno or 0) if place else 0)
     compiled = next((compiled for _, compiled in _entered()), None)
     model = _current.model if compiled is None else _current.models.get(compiled)
     settled = model is not None and compiled is not None and (model.said or model.trunk_found)
@@ -107,8 +135,31 @@ def broken_model(gm: GraphModule, owner: object) -> BrokenModel | None:
             _current.model = model
         else:
             _current.models[compiled] = model
+    function = inspect.unwrap(getattr(compiled, "forward", compiled)) if callable(compiled) else None
+    model.code = getattr(function, "__code__", None)
     model.known_break = model.known_break or known
     return model
+
+
+def _first_line(reason: str) -> str:
+    return reason.partition("\n")[0]
+
+
+def _given_up(code: CodeType | None) -> Break | None:
+    """Return why Dynamo runs the function that was to be compiled as it stands, and compiles what it calls.
+
+    It does so for a break inside a loop, as that over the blocks. Such a break belongs to no graph.
+    """
+    if code is None:
+        return None
+    place = (code.co_filename, code.co_name, code.co_firstlineno)
+    for entry in reversed(get_compilation_metrics()):
+        if (entry.co_filename, entry.co_name, entry.co_firstlineno) == place:
+            file = entry.fail_user_frame_filename
+            if not entry.fail_reason or not file or file.startswith(_TORCH):
+                return None
+            return Break(entry.fail_reason, file, entry.fail_user_frame_lineno or 0)
+    return None
 
 
 def cut_by_hand(refusal: Refusal) -> tuple[Refusal, bool]:

@@ -12,6 +12,7 @@ from fxcache.options import Options
 from fxcache.runtime.arguments import noting
 from fxcache.runtime.attribution import attribution
 from fxcache.targets import tensors_of
+from fxcache.tracing import keeping_whole
 
 __all__ = ["Enabled", "change", "disable", "enable", "enabled_of", "same_graph"]
 
@@ -78,5 +79,5 @@ def same_graph(options: Options, others: Options) -> bool:
 def _compile(module: nn.Module, enabled: Enabled) -> None:
     module.compile(backend="fxcache", options=enabled.compiled[-1].to_dict(), **enabled.arguments)
     assert module._compiled_call_impl is not None
-    module._compiled_call_impl = noting(module, module._compiled_call_impl)
+    module._compiled_call_impl = noting(module, keeping_whole(module._compiled_call_impl))
     setattr(module._compiled_call_impl, _MARK, enabled)

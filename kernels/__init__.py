@@ -13,7 +13,7 @@ if __name__ == "fxcache.kernels":
         register_forecaster,
     )
     from fxcache.kernels.commit import commit_reference
-    from fxcache.kernels.decide import CONTROL_SIZE, Ask, Control, clock_restarted, decide_reference
+    from fxcache.kernels.decide import CONTROL_SIZE, MAX_SIZES, Ask, Control, clock_restarted, decide_reference
     from fxcache.kernels.decide_blocks import BLOCK_CONTROL_SIZE, BlockControl, decide_blocks_reference
     from fxcache.kernels.extrapolate import extrapolate_reference
     from fxcache.kernels.note_change import note_change
@@ -25,6 +25,7 @@ if __name__ == "fxcache.kernels":
         "BLOCK_CONTROL_SIZE",
         "CONTROL_SIZE",
         "MAX_ENTRIES",
+        "MAX_SIZES",
         "Ask",
         "BlockControl",
         "Control",

@@ -12,6 +12,7 @@ synchronisation. In mode DECIDE all device values travel in one transfer: one sy
     reuse  = mode is REUSE   or   mode is DECIDE  and  d finite  and  d < threshold  and  time not restarted
              and the newest stored step is healthy
     slot   = where the step is to be stored, -1 if it is not
+    with sizes that are not those in control: no reuse, and slot -1
 
 ``observation`` is float32 [2] or float64 [n + 1, n + 1], see `residual_diff` and `residual_products`, or float32 [5]:
 `residual_diff` of the input of the trunk, and behind it what `note_change` has measured of its output; None: no
@@ -21,7 +22,8 @@ indicator. ``grams`` are float64 [n, n], one per predicted stream, if the foreca
 ``control[CHECK_CLOCK]`` is set. Time that runs against its direction, is not a number, or stands still where that is
 not allowed, means that another image has begun. ``control`` is float64 [CONTROL_SIZE] on the CPU, shared with the
 runtime. ``forecast`` names a forecaster and its numbers, "" none; ``singles`` are the rows of ``health`` that belong to
-histories of one entry.
+histories of one entry. ``sizes`` are those of the stored values that only the running graph knows; the host says what
+the state was made for, and reads what it would have to be made for.
 
 Returns on the CPU: reuse (bool), slot and first (int64: the slot of a history of n entries and of one entry, or -1);
 and on the device of ``health`` the weights by slot, float32 [max(1, streams), n], empty without a forecaster.
@@ -42,6 +44,8 @@ from fxcache.kernels._library import register_operator
 
 MAX_COEFFICIENTS = 8
 """Most coefficients of the polynomial that a difference goes through."""
+MAX_SIZES = 8
+"""Most sizes that only the running graph knows."""
 
 
 class Control(IntEnum):
@@ -76,6 +80,8 @@ class Control(IntEnum):
     """Coefficients of that polynomial; 0: the difference is compared as it is."""
     COEFFICIENTS = TERMS + 1
     """First of `MAX_COEFFICIENTS`, highest power first."""
+    SIZES = COEFFICIENTS + MAX_COEFFICIENTS
+    """First of `MAX_SIZES`: what the state was made for, then what was met."""
 
 
 class Ask(IntEnum):
@@ -86,7 +92,7 @@ class Ask(IntEnum):
     REUSE = 2
 
 
-CONTROL_SIZE = Control.COEFFICIENTS + MAX_COEFFICIENTS
+CONTROL_SIZE = Control.SIZES + MAX_SIZES
 SEEN = slice(Control.REUSED, Control.TIMES)
 
 
@@ -107,9 +113,14 @@ def decide_reference(
     control: Tensor,
     forecast: str = "",
     singles: Sequence[int] = (),
+    sizes: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (reuse, slot, first, weights) and record difference, finiteness and restart in ``control``."""
     told = control.tolist()
+    met = slice(Control.SIZES, Control.SIZES + len(sizes))
+    fits = told[met] == [float(size) for size in sizes]
+    if not fits:
+        control[met] = torch.tensor(list(sizes), dtype=torch.float64)
     chosen = forecaster(forecast) if forecast else None
     reuse = measured = restarted = False
     finite, difference = True, math.nan
@@ -138,8 +149,8 @@ def decide_reference(
         # without an indicator a threshold still says whether any difference is allowed
         compared = 0.0 if observation is None else difference
         below = mode == Ask.REUSE or compared < told[Control.THRESHOLD]
-        reuse = finite and not restarted and below
-    stored = bool(told[Control.STORE]) and not reuse
+        reuse = finite and not restarted and below and fits
+    stored = bool(told[Control.STORE]) and not reuse and fits
     control[SEEN] = torch.tensor([reuse, measured, difference, finite, restarted, *seen], dtype=torch.float64)
     slot = int(told[Control.SLOT]) if stored else -1
     return (
@@ -242,6 +253,7 @@ def _fake(
     control: Tensor,
     forecast: str = "",
     singles: Sequence[int] = (),
+    sizes: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def scalar(dtype: torch.dtype) -> Tensor:
         return torch.empty((), dtype=dtype, device="cpu")
@@ -252,7 +264,7 @@ def _fake(
 
 register_operator(
     "decide(Tensor? observation, Tensor[] grams, Tensor health, Tensor clock, Tensor(a!) control, str forecast='',"
-    " int[] singles=[]) -> (Tensor, Tensor, Tensor, Tensor)",
+    " int[] singles=[], SymInt[] sizes=[]) -> (Tensor, Tensor, Tensor, Tensor)",
     decide_reference,
     _fake,
 )

@@ -139,7 +139,9 @@ def _check(live_in: Tensor | None, history: Tensor, coefficients: Tensor | None)
 def _fake(
     live_in: Tensor | None, history: Tensor, coefficients: Tensor | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    return torch.empty(history.shape[1:], dtype=dtype or history.dtype, device=history.device)
+    # A size that depends on data is known of the value in the graph, not of what is stored for it.
+    shape = history.shape[1:] if live_in is None else live_in.shape
+    return torch.empty(shape, dtype=dtype or history.dtype, device=history.device)
 
 
 register_operator(

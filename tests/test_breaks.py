@@ -188,3 +188,52 @@ def test_a_graph_that_runs_twice_in_one_call_is_not_another_call():
         for call in [*loop(3), *loop(2, length=6), *loop(2, length=7)]:
             broken(*call)
     assert len(said) == 1, "once, also for other sizes"
+
+
+class Choosing(TinyTrunk):
+    """Every block looks at its tokens, so Dynamo gives the loop over the blocks up."""
+
+    def block(self, index: int, changing: Streams, fixed: Streams) -> Streams:
+        if changing[0].sum() > 1e9:
+            return changing
+        return super().block(index, changing, fixed)
+
+
+class Counting(TinyTrunk):
+    """Every block reads a number off the time, which is no reason to give up."""
+
+    def block(self, index: int, changing: Streams, fixed: Streams) -> Streams:
+        text, time = fixed
+        return super().block(index, changing, (text, time * time.isfinite().all().item()))
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_loop_that_dynamo_gives_up_is_refused_with_the_line_at_fault(enabled):
+    model = Choosing().eval()
+    compiled = api.enable_cache(model, **WARN) if enabled else torch.compile(model, backend="fxcache", options=WARN)
+    with refusals() as said, torch.no_grad():
+        for call in loop():
+            compiled(*call)
+    (sentence,) = said
+    line = Choosing.block.__code__.co_firstlineno + 1
+    assert f"at {__file__}:{line} (if changing[0].sum() > 1e9:)" in sentence
+    assert "enable_cache" not in sentence
+
+
+def test_where_enable_cache_avoids_the_break_the_refusal_says_so():
+    model = Counting().eval()
+    compiled = torch.compile(model, backend="fxcache", options=WARN)
+    with refusals() as said, torch.no_grad():
+        for call in loop():
+            compiled(*call)
+    (sentence,) = said
+    assert (
+        sentence.endswith("; fxcache.enable_cache avoids breaks of this kind, after torch._dynamo.reset()")
+        and decisions(model) == []
+    )
+    torch._dynamo.reset()  # it knows the function as one that it has given up
+    api.enable_cache(model, **OPTIONS)
+    with torch.no_grad(), api.generation():
+        for call in loop():
+            model(*call)
+    assert decisions(model) == ["C.."]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 VIEWS = frozenset(
     "view _unsafe_view reshape slice select permute transpose t expand split split_with_sizes unbind alias as_strided"
@@ -91,6 +92,17 @@ def hint(size: int | torch.SymInt) -> int:
     return int(value) if isinstance(value, int) else 8191
 
 
+def depends_on_data(size: int | torch.SymInt) -> bool:
+    """Say whether only the running graph knows a size: it is made of values, not of sizes of inputs."""
+    return not isinstance(size, int) and bool(free_unbacked_symbols(size))
+
+
+def has_known_size(node: Node) -> bool:
+    """Say whether the sizes of a tensor follow from those of the inputs."""
+    value = tensor_of(node)
+    return value is not None and not any(map(depends_on_data, value.shape))
+
+
 def value_of(node: Node) -> Any:
     """Fake value of a node, as left by tracing."""
     return node.meta.get("val")
@@ -111,6 +123,11 @@ def shape_hint(node: Node) -> tuple[int, ...]:
 def numel_hint(node: Node) -> int:
     """Number of elements in the traced call; 0 for values that are no tensors."""
     return math.prod(shape_hint(node)) if tensor_of(node) is not None else 0
+
+
+def by_size(node: Node) -> tuple[bool, int]:
+    """Order of tensors by size; one whose size only the running graph knows comes before all others."""
+    return has_known_size(node), numel_hint(node)
 
 
 def is_float_tensor(node: Node) -> bool:

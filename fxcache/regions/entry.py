@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch.fx import Node
 
 from fxcache.regions.cuts import front_cut
-from fxcache.regions.dataflow import Flow, is_float_tensor, is_heavy, numel_hint, value_of
+from fxcache.regions.dataflow import Flow, by_size, is_float_tensor, is_heavy, numel_hint, value_of
 from fxcache.regions.references import Copy, Reference, ReferenceFinder, leaves
 from fxcache.regions.trunk import Trunk
 
@@ -28,7 +28,7 @@ def entering(trunk: Trunk, flow: Flow, parameters: Collection[Node]) -> list[Nod
             if leaf not in inside and is_float_tensor(leaf) and flow.position[leaf] < first.start:
                 found[leaf] = None
     streams = [node for node in found if node not in parameters and node.op == "call_function"]
-    return sorted(streams, key=numel_hint, reverse=True)
+    return sorted(streams, key=by_size, reverse=True)
 
 
 def first_read(stream: Node, trunk: Trunk, inside: Collection[Node]) -> Reference:

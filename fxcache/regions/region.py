@@ -11,9 +11,9 @@ from fxcache.errors import Refusal
 from fxcache.regions.cuts import back_cut, front_cut
 from fxcache.regions.dataflow import (
     Flow,
+    by_size,
     is_float_tensor,
     is_impure,
-    numel_hint,
     tensor_of,
     value_of,
 )
@@ -117,7 +117,7 @@ def cut_region(
     streams = _streams(live_outs, trunk, inside, parameters)
     needed = {leaf for stream in streams for leaf in stream.sources}
     if one_of_many:
-        largest = max((node for node in carry if is_float_tensor(node)), key=numel_hint)
+        largest = max((node for node in carry if is_float_tensor(node)), key=by_size)
         indicator = Indicator(largest, None, largest)
     elif first_blocks:
         indicator = _indicator(carry, trunk, flow, front, parameters)
@@ -202,7 +202,7 @@ def _indicator(carry: list[Node], trunk: Trunk, flow: Flow, front: int, paramete
     dependent = flow.depends_on(trunk.blocks[0].nodes)
     inside = {node for node in flow.between(start, front) if node in dependent or node in trunk.blocks[0].nodes}
     finder = ReferenceFinder([*trunk.side_blocks, *trunk.blocks], inside, parameters)
-    floats = sorted((node for node in carry if is_float_tensor(node)), key=numel_hint, reverse=True)
+    floats = sorted((node for node in carry if is_float_tensor(node)), key=by_size, reverse=True)
     for node in floats:
         reference = finder.find(node)
         if reference is not None and all(leaf not in inside for leaf in leaves(reference)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from fxcache.regions.references import Copy, Reference
-from fxcache.rewrite.plan import Plan, fake_result
+from fxcache.rewrite.plan import Plan, facts_of, fake_result
 
 
 def gather_references(gm: GraphModule, plan: Plan) -> int:
@@ -47,6 +47,6 @@ def _emit(gm: GraphModule, reference: Reference, made: dict[Copy, Node]) -> Node
     if reference not in made:
         replaced = {node: _emit(gm, value, made) for node, value in reference.replaced}
         copy = gm.graph.node_copy(reference.node, lambda node: replaced.get(node, node))
-        copy.meta["val"] = fake_result(copy)
+        copy.meta = facts_of(reference.node) | {"val": fake_result(copy)}
         made[reference] = copy
     return made[reference]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from fxcache.rewrite.outline_middle import COMPUTE
-from fxcache.rewrite.plan import Plan, call
+from fxcache.regions.dataflow import has_known_size
+from fxcache.rewrite.outline_middle import COMPUTE, flat
+from fxcache.rewrite.plan import Plan, call, facts_of
 
 REUSE = "fxcache_reuse"
 
@@ -49,7 +50,7 @@ def _widen(compute: GraphModule, extra: list[Node]) -> None:
     for operand in extra:
         with compute.graph.inserting_after(last):
             last = compute.graph.placeholder(operand.name)
-            last.meta = dict(operand.meta)
+            last.meta = facts_of(operand)
     compute.recompile()
 
 
@@ -58,7 +59,7 @@ def _reuse_branch(operands: list[Node], plan: Plan) -> GraphModule:
     inside: dict[Node | None, Node | None] = {None: None}
     for operand in operands:
         copy = inside[operand] = body.placeholder(operand.name)
-        copy.meta = dict(operand.meta)
+        copy.meta = facts_of(operand)
     outputs = []
     rows = {history.row: row for row, history in enumerate(plan.with_gram)}
     for stream, reference, history in zip(plan.region.streams, plan.bases, plan.caches, strict=True):
@@ -69,6 +70,7 @@ def _reuse_branch(operands: list[Node], plan: Plan) -> GraphModule:
             arguments.append(call(body, torch.ops.aten.select.int, (inside[plan.weights], 0, row)))
         wanted = stream.live_out.meta["val"].dtype
         kwargs = {} if wanted == history.spec.dtype else {"dtype": wanted}
-        outputs.append(call(body, torch.ops.fxcache.extrapolate.default, tuple(arguments), kwargs))
+        out = call(body, torch.ops.fxcache.extrapolate.default, tuple(arguments), kwargs)
+        outputs.append(out if has_known_size(stream.live_out) else flat(body, out))
     body.output(tuple(outputs))
     return GraphModule(torch.nn.Module(), body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.fx import GraphModule, Node
 from fxcache.regions.dataflow import base_of, tensor_of
 from fxcache.rewrite.insert_cond import REUSE
 from fxcache.rewrite.outline_middle import COMPUTE
-from fxcache.rewrite.plan import Plan, call, fake_mode_of
+from fxcache.rewrite.plan import Plan, call, fake_mode_of, fake_result
 
 _HALF = (torch.bfloat16, torch.float16)
 _convert = torch.ops.prims.convert_element_type.default
@@ -83,7 +84,11 @@ def _widen_outputs(gm: GraphModule, plan: Plan, branches: list[GraphModule]) -> 
     for out, before, after in zip(plan.outputs, traced, cond.meta["val"], strict=True):
         if before.dtype not in _HALF:
             continue
-        users, out.meta["val"] = list(out.users), after
+        users, member = list(out.users), out if out.target is operator.getitem else out.args[0]
+        assert isinstance(member, Node)
+        member.meta["val"] = after
+        if member is not out:  # it has crossed flat
+            out.meta["val"] = fake_result(out)
         with gm.graph.inserting_after(out):
             narrow = call(gm.graph, _convert, (out, before.dtype))
         for user in users:

@@ -7,8 +7,8 @@ import operator
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from fxcache.regions.dataflow import base_of, hint, numel_hint, tensor_of
-from fxcache.rewrite.plan import Plan, call, fake_mode_of
+from fxcache.regions.dataflow import base_of, depends_on_data, has_known_size, hint, numel_hint, tensor_of
+from fxcache.rewrite.plan import Plan, call, facts_of, fake_mode_of
 
 COMPUTE = "fxcache_compute"
 
@@ -25,7 +25,7 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
         out = fxcache_compute(h0, temb);  b2 = out[0];  norm(b2)
 
     Outputs are contiguous, start at offset 0 and alias neither an input nor each other, as branches of a conditional
-    must.
+    must. One whose size depends on data leaves it flat: what its strides are would depend on whether it is empty.
     """
     region = plan.region
     members = set(region.middle)
@@ -41,7 +41,7 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
         if node.op == "get_attr" and "val" not in node.meta:
             node.meta["val"] = mode.from_tensor(_attribute(gm, node), static_shapes=True)
         inside[node] = body.placeholder(node.name)
-        inside[node].meta = dict(node.meta)
+        inside[node].meta = facts_of(node)
     for node in attributes:
         name = str(node.target).replace(".", "_")
         setattr(root, name, _attribute(gm, node))
@@ -50,8 +50,9 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
         inside[node] = body.node_copy(node, inside.__getitem__)
     results = []
     for node in live_outs:
-        own = _needs_copy(node, live_outs, members)
-        results.append(_contiguous_copy(body, inside[node]) if own else inside[node])
+        own = _needs_copy(node, live_outs, members) or not has_known_size(node)
+        copied = _contiguous_copy(body, inside[node]) if own else inside[node]
+        results.append(copied if has_known_size(node) else flat(body, copied))
     body.output(tuple(results))
     compute = GraphModule(root, body)
     gm.add_submodule(plan.prefix + COMPUTE, compute)
@@ -60,10 +61,15 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
         plan.compute = gm.graph.call_module(plan.prefix + COMPUTE, tuple(operands))
         with mode:
             vals = tuple(torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in map(_tensor, live_outs))
-        plan.compute.meta["val"] = vals
+            crossing = tuple(
+                val if has_known_size(node) else val.view(-1) for node, val in zip(live_outs, vals, strict=True)
+            )
+        plan.compute.meta["val"] = crossing
         for i, node in enumerate(live_outs):
             out = gm.graph.call_function(operator.getitem, (plan.compute, i))
-            out.meta = {key: value for key, value in node.meta.items() if key != "val"} | {"val": vals[i]}
+            out.meta = facts_of(node) | {"val": crossing[i]}
+            if not has_known_size(node):
+                out = _in_shape(gm, out, plan.references[i], vals[i])
             plan.outputs.append(out)
     for node, out in zip(live_outs, plan.outputs, strict=True):
         fresh = out if plan.options.inner_backend == "inductor" else _as_traced(gm, node, out)
@@ -95,6 +101,23 @@ def _as_traced(gm: GraphModule, traced: Node, out: Node) -> Node:
         moved = call(gm.graph, torch.ops.aten.permute.default, (out, order))
         copied = _contiguous_copy(gm.graph, moved)
         return call(gm.graph, torch.ops.aten.permute.default, (copied, [order.index(i) for i in range(len(order))]))
+
+
+def flat(graph: Graph, node: Node) -> Node:
+    """Give a contiguous value one axis."""
+    return call(graph, torch.ops.aten.view.default, (node, [-1]))
+
+
+def _in_shape(gm: GraphModule, out: Node, like: Node | None, val: torch.Tensor) -> Node:
+    """Give a flat value the shape of another one, whose size only the running graph knows."""
+    assert like is not None
+    sizes = [
+        call(gm.graph, torch.ops.aten.sym_size.int, (like, axis)) if depends_on_data(size) else size
+        for axis, size in enumerate(val.shape)
+    ]
+    shaped = gm.graph.call_function(torch.ops.aten.view.default, (out, sizes))
+    shaped.meta = dict(out.meta) | {"val": val}
+    return shaped
 
 
 def _attribute(gm: GraphModule, node: Node) -> object:

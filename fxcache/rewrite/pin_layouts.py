@@ -13,7 +13,7 @@ from torch._inductor.virtualized import V
 from torch.fx import GraphModule, Node
 
 from fxcache.regions.dataflow import base_of, tensor_of
-from fxcache.rewrite.plan import Plan
+from fxcache.rewrite.plan import Plan, facts_of
 
 settle_layout = inductor_prims.make_prim(
     "fxcache_settle(Tensor input) -> Tensor",
@@ -45,7 +45,7 @@ def pin_layouts(gm: GraphModule, plan: Plan) -> int:
     with gm.graph.inserting_before(plan.compute):
         for node in filter(_is_computed, operands):
             settled[node] = gm.graph.call_function(settle_layout, (node,))
-            settled[node].meta = dict(node.meta)
+            settled[node].meta = facts_of(node)
     plan.compute.update_arg(3, tuple(settled.get(node, node) for node in operands))
     return len(settled)
 

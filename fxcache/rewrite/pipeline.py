@@ -28,6 +28,7 @@ from fxcache.rewrite.outline_middle import outline_middle
 from fxcache.rewrite.pin_layouts import pin_layouts
 from fxcache.rewrite.plan import Plan, StateTensor
 from fxcache.rewrite.share_blocks import mark_blocks, share_blocks
+from fxcache.rewrite.sizes import check_sizes
 from fxcache.rewrite.thread_state import thread_state
 from fxcache.rewrite.thread_units import commit_observed, observe_unit, state_of, thread_units
 
@@ -83,10 +84,16 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     folder = _folder(options)
     if options.prunes:
         units = discover_units(mine.graph, parameters, options)
-        return units if isinstance(units, Refusal) else _rewrite_units(mine, units, options, folder)
+        if isinstance(units, Refusal):
+            return units
+        wrong = next(filter(None, (check_sizes(unit, options) for unit in units)), None)
+        return wrong or _rewrite_units(mine, units, options, folder)
     region = discover(mine.graph, parameters, options)
     if isinstance(region, Refusal):
         return region
+    wrong = check_sizes(region, options)
+    if wrong is not None:
+        return wrong
     plan = Plan(region, options)
     name = signature([region])
     passes = [*PASSES, *_sharing(region.trunk, parameters, options)]

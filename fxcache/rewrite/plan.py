@@ -67,6 +67,8 @@ class Plan:
     slot: Node | None = None
     """Where a history of several entries stores this step, or -1; `first`: where one of one entry does."""
     first: Node | None = None
+    sizes: dict[str, Node] = field(default_factory=dict)
+    """Sizes of the state that only the running graph knows, by expression: where they are read."""
     weights: Node | None = None
     """Of the forecast, by slot; one row, or one per predicted stream."""
 
@@ -103,6 +105,11 @@ def call(graph: torch.fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict
     node = graph.call_function(target, args, kwargs or {})
     node.meta["val"] = fake_result(node)
     return node
+
+
+def facts_of(node: Node) -> dict[str, Any]:
+    """What is known of the value of a node, for another node with this value: that one makes no symbols of its own."""
+    return {key: value for key, value in node.meta.items() if key != "unbacked_bindings"}
 
 
 def fake_result(node: Node) -> Any:

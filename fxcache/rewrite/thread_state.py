@@ -12,6 +12,7 @@ import fxcache.kernels as kernels
 from fxcache.regions.dataflow import tensor_of
 from fxcache.regions.region import Region
 from fxcache.rewrite.plan import History, Plan, StateTensor, call, fake_mode_of
+from fxcache.rewrite.sizes import as_input, read_sizes
 
 Size = tuple["int | torch.SymInt", ...]
 
@@ -37,6 +38,7 @@ def thread_state(gm: GraphModule, plan: Plan) -> int:
     health = (len(plan.histories), plan.options.history)
     plan.placeholders = add_inputs(gm, (kernels.CONTROL_SIZE,), health, plan.state, value)
     with gm.graph.inserting_before(plan.compute):
+        read_sizes(gm, plan)
         observation = observe(gm, plan)
         _decide(gm, plan, observation)
     return len(plan.placeholders)
@@ -129,6 +131,7 @@ def _decide(gm: GraphModule, plan: Plan, observation: Node | None) -> None:
         gm.graph,
         torch.ops.fxcache.decide.default,
         (observation, grams, added["health"], added["clock"], added["control"], forecast, singles),
+        {"sizes": list(plan.sizes.values())} if plan.sizes else None,
     )
     plan.reuse, plan.slot, plan.first, plan.weights = (
         call(gm.graph, operator.getitem, (decision, i)) for i in range(4)
@@ -157,13 +160,16 @@ def add_inputs(
         StateTensor("clock", (3,), torch.float32, like.device),
         *state,
     )
-    return {spec.name: _add_placeholder(gm, spec, like) for spec in specs}
+    free: dict[str, torch.SymInt] = {}
+    return {spec.name: _add_placeholder(gm, spec, like, free) for spec in specs}
 
 
-def _add_placeholder(gm: GraphModule, spec: StateTensor, like: torch.Tensor) -> Node:
+def _add_placeholder(gm: GraphModule, spec: StateTensor, like: torch.Tensor, free: dict[str, torch.SymInt]) -> Node:
     last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
     with gm.graph.inserting_after(last):
         node = gm.graph.placeholder(f"fxcache_{spec.name}")
-    with fake_mode_of([like]):
-        node.meta["val"] = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
+    mode = fake_mode_of([like])
+    shape = tuple(as_input(size, mode.shape_env, free) for size in spec.shape)
+    with mode:
+        node.meta["val"] = torch.empty(shape, dtype=spec.dtype, device=spec.device)
     return node

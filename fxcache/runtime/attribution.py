@@ -116,6 +116,9 @@ class Attribution:
             _remember(context, lease, outcome, model.options.history)
             context.difference = _compared(model, context, lease, outcome)
             model.policy.after(context.counters, outcome.reused, context.difference)
+            context.sizes = outcome.sizes
+            if outcome.sizes != lease.sizes:  # the state was not made for what was computed; that of the next call is
+                context.forget_stored()
 
     def abort(self, lease: Lease) -> None:
         """The call raised: its context's state is worth nothing, and its generation most likely over."""
@@ -201,6 +204,7 @@ class Attribution:
         elif clock is not None and context.valid and lease.reason in _NEEDS_CLOCK:
             lease.mode, lease.threshold, lease.clock = Mode.DECIDE, -math.inf, clock
         _say_what_is_stored(lease, context, options, leader)
+        lease.sizes = context.sizes
         if leader is not None:
             context.leader = (leader.key, leader.era)
         return lease
@@ -325,6 +329,8 @@ def _reason(lease: Lease, outcome: Outcome) -> Reason:
         return Reason.REUSED if all(unit.reused for unit in outcome.units) else Reason.PARTLY
     if outcome.restarted:
         return Reason.RESTART
+    if lease.mode is not Mode.COMPUTE and outcome.sizes != lease.sizes:
+        return Reason.RESIZED
     if lease.mode is Mode.DECIDE and not outcome.finite:
         return Reason.NOT_FINITE
     return lease.reason

@@ -47,17 +47,20 @@ def with_state(
     specs_of: Callable[[Sequence[object]], tuple[TensorSpec, ...]],
     device: torch.device,
     units: int = 0,
+    sizes: int = 0,
 ) -> Callable[[list[Any]], Any]:
     """Wrap a compiled graph whose last inputs are control, clock and state, so that it takes the original inputs.
 
     The inputs added are, in this order: control, health, clock, the state tensors; all but control and clock
-    belong to the context and come from its lease. ``units``: rows of the control, where it has rows.
+    belong to the context and come from its lease. ``units``: rows of the control, where it has rows. ``sizes``: how
+    many sizes only the graph knows; ``specs_of`` gets them behind the inputs, as the call before has met them.
     """
     no_clock: list[torch.Tensor] = []
 
     def boxed(flat: list[Any]) -> Any:
         lease = link.lease()
-        health, *state = lease.state(specs_of(flat))
+        lease.sizes = lease.sizes if len(lease.sizes) == sizes else (0,) * sizes
+        health, *state = lease.state(specs_of([*flat, *lease.sizes] if sizes else flat))
         control = _control_for(lease, units)
         link.control(control)
         if lease.clock is None and not no_clock:
@@ -95,6 +98,7 @@ def _told(lease: Lease, mode: Mode, stored: Sequence[Stored], slot: int) -> list
     told[Control.REPEAT_ALLOWED] = float(lease.repeat_allowed)
     told[Control.SLOT] = float(slot)
     told[Control.COUNT] = float(len(stored))
+    told[Control.SIZES : Control.SIZES + len(lease.sizes)] = map(float, lease.sizes)
     if mode is not Mode.COMPUTE:
         times, told[Control.NOW] = lease.times_of(stored)
         told[Control.TIMES : Control.TIMES + len(times)] = times
@@ -104,8 +108,11 @@ def _told(lease: Lease, mode: Mode, stored: Sequence[Stored], slot: int) -> list
 
 def read_outcome(control: torch.Tensor | None, lease: Lease) -> Outcome:
     """Translate what the ``decide`` operator wrote; no device is touched."""
-    if control is None or lease.mode is Mode.COMPUTE:
+    if control is None or (lease.mode is Mode.COMPUTE and not lease.sizes):
         return Outcome()
+    met = () if lease.units else tuple(map(int, control[Control.SIZES : Control.SIZES + len(lease.sizes)].tolist()))
+    if lease.mode is Mode.COMPUTE:
+        return Outcome(sizes=met)
     rows = control.tolist()
     units: tuple[UnitOutcome, ...] = ()
     if lease.units:
@@ -123,6 +130,7 @@ def read_outcome(control: torch.Tensor | None, lease: Lease) -> Outcome:
         if lease.clock is None
         else (seen[Control.CLOCK_DIRECTION], seen[Control.CLOCK_PREVIOUS], seen[Control.CLOCK_NOW]),
         units=units,
+        sizes=met,
     )
 
 

@@ -142,6 +142,8 @@ class Context:
         """The branch that led it last, and the era of that one."""
         self.conditioned: Identities | None = None
         """The conditioning of the previous call, where it does not tell branches apart."""
+        self.sizes: tuple[int, ...] = ()
+        """Those that depend on data, as met by the previous call."""
         self.host_clock = HostClock()
         self.device_clock: DeviceClock | None = None
         self.reported = True

@@ -43,6 +43,7 @@ class Reason(str, Enum):
     FIRST = "first step"
     FOLLOWS = "follows the other branch"
     NOT_FINITE = "not finite"
+    RESIZED = "a size that depends on data has changed"
     RESTART = "time restarted"
     UNATTRIBUTED = "no context for this call"
     REPEATED = "repeated call"
@@ -139,6 +140,8 @@ class Outcome:
     time: tuple[float, float, float] | None = None
     units: tuple[UnitOutcome, ...] = ()
     """Per unit, where the trunk has several and the graph was asked; `reused` is then whether any was."""
+    sizes: tuple[int, ...] = ()
+    """What the graph has met of the sizes in `Lease.sizes`; if they differ, it has neither reused nor stored."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,7 @@ class Lease:
         "offset",
         "reason",
         "repeat_allowed",
+        "sizes",
         "slot",
         "store",
         "stored",
@@ -232,6 +236,8 @@ class Lease:
         """Terms per unit, where the trunk has several; `stored` and `slot` then say nothing."""
         self.growing: tuple[float, float] = (0.0, 0.0)
         """How the threshold grows with the differences of a step: factor and end; an end of 0: it does not."""
+        self.sizes: tuple[int, ...] = ()
+        """Sizes that depend on data, as the state was made for them: those that were last met."""
         self.ticket = ticket
         """Bookkeeping of the attribution; nobody else reads it."""
         self._allocate = allocate

@@ -60,6 +60,8 @@ class Case:
     """Whether another size is tried too."""
     slow: bool = False
     """Whether its compilation takes more than half a minute, or shows little that another case does not."""
+    warmup: int = 1
+    """Calls of a generation before the first that may be reused: two where the first has to find out a size."""
     refusal: str | None = None
     """What the refusal says, where the blocks do not come in one graph."""
 
@@ -164,7 +166,7 @@ CASES: dict[str, Case] = {
     "hunyuan_video_plain": _case(
         _V["hunyuan_video_plain"], BLOCKS["hunyuan_video"], turns("cond"), family="hunyuan_video"
     ),
-    "hunyuan_video15": _case(_V["hunyuan_video15"], TEXT_TOO, GUIDER, refusal=IN_PLACES),
+    "hunyuan_video15": _case(_V["hunyuan_video15"], TEXT_TOO, GUIDER),
     "motif_video": _case(_V["motif_video"], Blocks(DOUBLE_SINGLE, PICTURE_FIRST), GUIDER),
     "ltx": _case(_V["ltx"], ALONE, turns("cond_uncond"), sizes=True),
     "ltx2": _case(
@@ -174,7 +176,12 @@ CASES: dict[str, Case] = {
         slow=True,
     ),
     "helios": _case(_C["helios"], Blocks(("blocks",)), turns("cond", "uncond", loops=2)),
-    "framepack": _case(_C["framepack"], Blocks(DOUBLE_SINGLE, PICTURE_FIRST), TWO, refusal=IN_PLACES, steps=3),
+    "framepack": _case(
+        _C["framepack"],
+        TEXT_TOO,
+        turns("branch 1", "branch 2", loops=2),
+        warmup=2,
+    ),
     "stable_audio": _case(_C["stable_audio"], ALONE, ONE),
 }
 """All cases."""

@@ -43,7 +43,7 @@ class EagerTurns(EagerF1B0):
 
     def __init__(self, module: nn.Module, case: Case, threshold: float) -> None:
         self.case, self.steps = case, case.steps
-        super().__init__(module, case.blocks, threshold)
+        super().__init__(module, case.blocks, threshold, case.warmup)
 
     def begin(self) -> None:
         self.order: Iterator[Turn] = iter(self.case.turns(self.steps))

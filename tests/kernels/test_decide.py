@@ -228,3 +228,16 @@ def test_an_estimate_from_five_sums(sums, difference, reuse):
     assert bool(got) is reuse
     assert control[Control.DIFFERENCE].item() == pytest.approx(difference, nan_ok=True)
     assert bool(control[Control.FINITE]) is not any(map(math.isnan, [sums[0], *sums[2:]]))
+
+
+@pytest.mark.parametrize("mode", list(Ask))
+@pytest.mark.parametrize(("made_for", "met"), [((4, 2), (4, 2)), ((4, 2), (4, 3)), ((0, 0), (4, 2)), ((4, 2), (0, 2))])
+def test_state_of_another_size_is_neither_read_nor_written(mode, made_for, met):
+    control = control_for(mode=mode)
+    control[Control.SIZES : Control.SIZES + 2] = torch.tensor(made_for, dtype=torch.float64)
+    arguments = (torch.tensor([0.05, 1.0]), [], rows(0.0), torch.zeros(3), control, "", [0])
+    reuse, slot, first, _ = decide(*arguments, sizes=met)
+    fits = made_for == met
+    assert bool(reuse) == bool(control[Control.REUSED]) == (fits and mode != Ask.COMPUTE)
+    assert int(slot) == int(first) == (0 if fits and mode == Ask.COMPUTE else -1)
+    assert control[Control.SIZES : Control.SIZES + 2].tolist() == list(map(float, met))

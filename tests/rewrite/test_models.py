@@ -43,7 +43,7 @@ Latte's temporal blocks run between the spatial ones, the text of Framepack has 
 stacks of Flux3 carry different numbers of tokens: the heaviest is taken, here of text, at real depth the single one."""
 
 UNBACKED = {"framepack", "hunyuan_video15"}
-"""Models whose live-outs have sizes that depend on data; the backend refuses them."""
+"""Models whose live-outs may have sizes that depend on data: their state is made at run time, `test_unknown_sizes`."""
 
 RAW = {
     "postnorm_encoder": "a norm is the last thing in every block",

@@ -1,7 +1,8 @@
 """Find repeated blocks where no module names them: the longest part of the graph that repeats itself.
 
 Layers that come from one loop leave the same operators with the same sizes, whoever owns the weights. The part with
-most matrix products that follows itself at least a few times is cut where the fewest elements are alive.
+most matrix products that follows itself at least a few times is cut where the fewest elements are alive. It has to
+hold half of all matrix products: a loop inside of something else is no trunk.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def find_repeats(flow: Flow, least: int) -> list[Stack]:
     if not runs:
         return []
     # Of equal work the shortest period: two blocks together repeat themselves as well.
-    start, period, length = max(runs, key=lambda run: (work(run), -run[1]))
+    start, period, length = best = max(runs, key=lambda run: (work(run), -run[1]))
+    if 2 * work(best) < len(heavy):
+        return []
     times = length // period
     offsets = range(length - times * period + 1)
     start += min(offsets, key=lambda offset: _alive(flow, nodes, start + offset, period))

@@ -39,7 +39,10 @@ def cancel(path: Sequence[Node]) -> bool:
     """Say whether the shifts along a path leave every element at its place."""
     total: Counter[tuple[tuple[int, ...], int]] = Counter()
     for node in path:
-        for dim, shift in (shifts_of(node) or {}).items():
+        shifts = shifts_of(node)
+        if shifts is None and op_name(node) == "roll":
+            return False
+        for dim, shift in (shifts or {}).items():
             total[shape_hint(node), dim] += shift
     return all(shift % sizes[dim] == 0 for (sizes, dim), shift in total.items())
 

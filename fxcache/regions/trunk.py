@@ -113,14 +113,13 @@ def _qualified(stacks: list[Stack], flow: Flow, problems: dict[str, None], *, gu
 
 def _without_ends(stack: Stack) -> Stack:
     """The stack without the elements at its ends that are of another kind than most and do no work of a block."""
-    kinds = Counter(block.kind for block in stack.blocks)
-    main = kinds.most_common(1)[0][0]
+    main = Counter(block.kind for block in stack.blocks).most_common(1)
     kept = [
         i
         for i, block in enumerate(stack.blocks)
-        if block.kind == main or sum(map(is_heavy, block.nodes)) >= _HEAVY_PER_BLOCK
+        if block.kind == main[0][0] or sum(map(is_heavy, block.nodes)) >= _HEAVY_PER_BLOCK
     ]
-    return Stack(stack.name, stack.blocks[kept[0] : kept[-1] + 1])
+    return Stack(stack.name, stack.blocks[kept[0] : kept[-1] + 1]) if kept else stack
 
 
 def _disqualified(stack: Stack, flow: Flow) -> str | None:

@@ -24,7 +24,11 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, factor: int = 4) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(width, factor * width), nn.GELU("tanh"), nn.Linear(factor * width, width)
+        self.fc1, self.act, self.fc2 = (
+            nn.Linear(width, factor * width),
+            nn.GELU("tanh"),
+            nn.Linear(factor * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
@@ -246,7 +250,9 @@ def _builder(
             call = {"x": x, "t": draw.time(), "y": draw.labels(CLASSES)}
             return {**call, "context": draw.content(draw.batch, 9, 20)} if text else call
 
-        return TinyModel(seeded(lambda: build(layers), seed, dtype), make, ((stack, layers),), ("x", "t"), dtype, **more)
+        return TinyModel(
+            seeded(lambda: build(layers), seed, dtype), make, ((stack, layers),), ("x", "t"), dtype, **more
+        )
 
     return builder
 

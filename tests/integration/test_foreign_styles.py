@@ -1,4 +1,4 @@
-"""Models in other styles than those of diffusers, each with the same checks: no style has code of its own in fxcache."""
+"""Models in other styles than those of diffusers, with the same checks for all: fxcache has no code for any of them."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_other_splits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["interface_network", "window_dit", "functional", "experts"])
 def test_through_inductor(name: str) -> None:
-    """What never reuses is plain Inductor to the last bit, and what is reused is what the graph run by operators gives."""
+    """Computed steps are those of plain Inductor to the last bit, reused ones those of the graph run by operators."""
     tiny = STYLES[name](layers=3)
     calls = moves(tiny)
     wanted = plain(tiny, calls[::3])

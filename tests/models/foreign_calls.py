@@ -1,4 +1,4 @@
-"""Ways to call blocks: one after the other in a container, in loops of every kind, by name; any container in and out."""
+"""Ways to call blocks: one after the other in a container, in every kind of loop, by name; any container in and out."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Picture(nn.Module):
 
 
 class DiT(Picture):
-    """Scalable diffusion transformer (arXiv 2212.09748); the variance that it also predicts is cut off by the caller."""
+    """Scalable diffusion transformer (arXiv 2212.09748), without the variance."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()

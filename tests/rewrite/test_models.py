@@ -40,8 +40,8 @@ OTHER_TRUNK = {
 """Where the trunk is not simply all stacks of the model.
 
 Latte's temporal blocks run between the spatial ones, the text of Framepack has a length that depends on data, and the
-stacks of Flux3 carry different numbers of tokens: the heaviest is taken, here of text, at real depth the single one. All
-layers of the stacked one are in one module."""
+stacks of Flux3 carry different numbers of tokens: the heaviest is taken, here of text, at real depth the single one.
+All layers of the stacked one are in one module."""
 
 UNBACKED = {"framepack", "hunyuan_video15"}
 """Models whose live-outs have sizes that depend on data; the backend refuses them."""

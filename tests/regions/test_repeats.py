@@ -16,9 +16,9 @@ def shown(sketch: Sketch) -> dict[str, list[str]]:
 
 
 def layers(sketch: Sketch, count: int, paths: tuple[str, ...] = ()) -> None:
-    """An embedding, layers and a head; the product of the head has the sizes of those in the layers."""
+    """An embedding, layers and a head; the embedding ends with the operators and sizes that a layer ends with."""
     h, w = sketch.input("h", 6, 4), sketch.weight("w", 4, 4)
-    h = sketch.op(aten.mm.default, h, w)
+    h = sketch.op(aten.add.Tensor, sketch.op(aten.mm.default, h, w), h)
     for index in range(count):
         out = sketch.op(aten.neg.default, h)
         out = sketch.op(aten.mm.default, out, w)
@@ -34,12 +34,12 @@ def test_the_part_that_is_repeated_is_cut_between_the_sums():
     sketch = Sketch()
     layers(sketch, 3)
     assert shown(sketch) == {
-        "repeated": ["neg mm_1 relu mm_2 add", "neg_1 mm_3 relu_1 mm_4 add_1", "neg_2 mm_5 relu_2 mm_6 add_2"]
+        "repeated": ["neg mm_1 relu mm_2 add_1", "neg_1 mm_3 relu_1 mm_4 add_2", "neg_2 mm_5 relu_2 mm_6 add_3"]
     }
     trunk = sketch.trunk()
     assert isinstance(trunk, Trunk)
     assert trunk.label == "repeated[3]"
-    assert [(block.start, block.end) for block in trunk.blocks] == [(3, 8), (8, 13), (13, 18)]
+    assert [(block.start, block.end) for block in trunk.blocks] == [(4, 9), (9, 14), (14, 19)]
 
 
 def test_the_name_is_that_of_the_modules_around_all_blocks():

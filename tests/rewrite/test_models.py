@@ -53,7 +53,7 @@ RAW = {
 }
 """Models whose live-outs are cached as they are, because no identity path leads to them."""
 
-WEAK = {"z_image": 0.95, "lumina_next": 0.9, "prior": 0.9}
+WEAK = {"stacked": 0.9, "z_image": 0.95, "lumina_next": 0.9, "prior": 0.9}
 """Largest error on a disturbed input relative to no change, where it is not below 0.7 of it (random weights)."""
 
 SPLITS = ((1, 0), (1, 1), (2, 1))

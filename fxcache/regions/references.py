@@ -28,6 +28,7 @@ from fxcache.regions.dataflow import (
     tensor_of,
     value_of,
 )
+from fxcache.regions.rolls import cancel, shifts_of
 
 MAX_PARTNER_COST = 1
 """Operators other than additive ones allowed between a block's input and its partner exit; matrix products never are.
@@ -126,7 +127,7 @@ class ReferenceFinder:
                 candidates.append(node)
             if outside or is_heavy(node):
                 continue
-            step = 0 if is_additive(node) else 1
+            step = 0 if is_additive(node) or shifts_of(node) is not None else 1
             reach = cost[node] + step
             if reach > MAX_PARTNER_COST:
                 continue
@@ -137,7 +138,7 @@ class ReferenceFinder:
                 if reach < cost.get(arg, MAX_PARTNER_COST + 1):
                     cost[arg], path[arg] = reach, (node, *path[node])
                     (queue.append if step else queue.appendleft)(arg)
-        aligned = [c for c in candidates if keeps_place(c, path[c])]
+        aligned = [c for c in candidates if keeps_place(c, path[c]) and cancel(path[c])]
         return sorted(aligned, key=lambda c: (cost[c], c in members, self._readers(c)))
 
     def _readers(self, node: Node) -> int:

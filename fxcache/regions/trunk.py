@@ -6,15 +6,17 @@ Stacks right before or after it join when they carry on the same values: the car
 both sides. That joins double and single blocks and leaves refiners and control networks out. Stacks that run in
 between are side stacks.
 
-Only where no module list qualifies, numbered attributes and repeated calls of one module are looked at, and more
-strictly: all blocks of one kind, and as many elements behind each of them.
+Elements at the ends of a list that are no blocks (an embedding, a norm, a head in one container with them) are left
+out. Only where no module list qualifies, numbered attributes and repeated calls of one module are looked at, and more
+strictly: all blocks of one kind, and as many elements behind each of them. Where they do not help either, a part of
+the graph that repeats itself is.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Graph, Node
@@ -22,6 +24,7 @@ from torch.fx import Graph, Node
 from fxcache.errors import Refusal
 from fxcache.regions.blocks import Block, Stack, find_repeated_calls, find_stacks
 from fxcache.regions.dataflow import Flow, is_float_tensor, is_heavy, numel_hint
+from fxcache.regions.repeats import find_repeats
 
 MIN_BLOCKS = 3
 """Fewer repeated blocks than this are no trunk: text refiners in front of a graph break have two."""
@@ -58,13 +61,15 @@ def find_trunk(graph: Graph, flow: Flow, parameters: Collection[Node], names: Se
         good = _qualified(stacks, flow, problems, guessed=False)
         if good:
             return _assemble(good, stacks, flow, weights)
-    guesses = []
-    for stacks in _guesses(flow):
-        stacks = _named(stacks, names)
-        good = _qualified(stacks, flow, problems, guessed=not names)
-        if good:
-            guesses.append((good, stacks))
-    if guesses:
+    for made in (_guesses(flow), _repeats(flow)):
+        guesses = []
+        for stacks in made:
+            stacks = _named(stacks, names)
+            good = _qualified(stacks, flow, problems, guessed=not names)
+            if good:
+                guesses.append((good, stacks))
+        if not guesses:
+            continue
         good, stacks = max(guesses, key=lambda guess: max(_weight(stack, weights) for stack in guess[0]))
         return _assemble(good, stacks, flow, weights)
     found = list(problems)
@@ -76,7 +81,8 @@ def find_trunk(graph: Graph, flow: Flow, parameters: Collection[Node], names: Se
     return Refusal(what)
 
 
-def _named(stacks: list[Stack], names: Sequence[str]) -> list[Stack]:
+def _named(stacks: Iterable[Stack], names: Sequence[str]) -> list[Stack]:
+    stacks = [_without_ends(stack) for stack in stacks]
     if not names:
         return stacks
     return [stack for stack in stacks if any(stack.name == n or stack.name.endswith("." + n) for n in names)]
@@ -86,6 +92,10 @@ def _guesses(flow: Flow) -> Iterator[list[Stack]]:
     for level in range(_LEVELS):
         yield find_stacks(flow.nodes, level, numbered=True)
     yield find_repeated_calls(flow.nodes, MIN_BLOCKS)
+
+
+def _repeats(flow: Flow) -> Iterator[list[Stack]]:
+    yield find_repeats(flow, MIN_BLOCKS)
 
 
 def _qualified(stacks: list[Stack], flow: Flow, problems: dict[str, None], *, guessed: bool) -> list[Stack]:
@@ -99,6 +109,17 @@ def _qualified(stacks: list[Stack], flow: Flow, problems: dict[str, None], *, gu
             name = stack.name or "(model)"
             problems[f"{name}[{len(stack.blocks)}]: {problem}"] = None
     return good
+
+
+def _without_ends(stack: Stack) -> Stack:
+    """The stack without the elements at its ends that are of another kind than most and do no work of a block."""
+    main = Counter(block.kind for block in stack.blocks).most_common(1)
+    kept = [
+        i
+        for i, block in enumerate(stack.blocks)
+        if block.kind == main[0][0] or sum(map(is_heavy, block.nodes)) >= _HEAVY_PER_BLOCK
+    ]
+    return Stack(stack.name, stack.blocks[kept[0] : kept[-1] + 1]) if kept else stack
 
 
 def _disqualified(stack: Stack, flow: Flow) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -182,7 +182,9 @@ class TinyModel:
 
 
 def first_tensor(value: Any) -> Tensor:
-    """The first tensor leaf of a nested result."""
+    """The first tensor leaf of a nested result; the attributes of a plain dataclass count as nested."""
+    if is_dataclass(value) and not isinstance(value, Mapping):
+        value = vars(value)
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
             return leaf

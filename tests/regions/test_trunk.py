@@ -54,7 +54,7 @@ def light(sketch: Sketch, h: Node, w: Node) -> Node:
 
 def unlike(sketch: Sketch, h: Node, w: Node) -> Node:
     for index in range(4):
-        h = sketch.block(h, w, w, module=f"blocks.{index}", kind=f"Kind{index % 2}")
+        h = sketch.block(h, *[w] * (2 + index % 2), module=f"blocks.{index}", kind=f"Kind{index % 2}")
     return h
 
 
@@ -241,7 +241,8 @@ def test_a_pyramid_is_no_trunk(place: Callable[[int], dict[str, object]]):
 def test_numbered_blocks_of_different_kinds_are_no_trunk():
     sketch, h, w = start()
     for number in (1, 2, 3, 4):
-        h = sketch.block(h, w, w, module=f"block{number}", kind="Other" if number == 4 else "Block")
+        weights = [w] * (2 if number < 3 else 3)
+        h = sketch.block(h, *weights, module=f"block{number}", kind="Other" if number == 4 else "Block")
     sketch.finish(h)
     assert "block[4]: not a list of modules, and blocks of different kinds" in refusal_of(sketch)
 
@@ -269,3 +270,23 @@ def test_integers_are_not_what_is_carried():
     out = sketch.blocks(h, w, w, stack="blocks", count=3)
     sketch.finish(out, counts)
     assert trunk_of(sketch).label == "blocks[3]"
+
+
+def test_ends_of_a_container_that_are_no_blocks_are_left_out():
+    sketch, h, w = start()
+    h = sketch.block(h, w, module="net.0", kind="Embedding", residual=False)
+    for index in (1, 2, 3, 4):
+        h = sketch.block(h, w, w, module=f"net.{index}")
+    h = sketch.op(aten.neg.default, h, module="net.5", kind="Norm")
+    sketch.finish(sketch.block(h, w, module="net.6", kind="Head", residual=False))
+    trunk = trunk_of(sketch)
+    assert [block.label for block in trunk.blocks] == ["net.1", "net.2", "net.3", "net.4"]
+    assert trunk.side_blocks == []
+
+
+def test_another_kind_at_the_end_that_works_is_a_block():
+    sketch, h, w = start()
+    for index in (0, 1, 2, 3):
+        h = sketch.block(h, w, w, module=f"net.{index}", kind="Last" if index == 3 else "Block")
+    sketch.finish(h)
+    assert trunk_of(sketch).label == "net[4]"

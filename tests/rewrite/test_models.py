@@ -28,7 +28,6 @@ MODELS: dict[str, Callable[..., TinyModel]] = {**TRANSFORMERS, **WIDE}
 
 NO_TRUNK = {
     "perceptron": "no blocks",
-    "stacked": "all layers in one module",
     "hidream": "a graph break in every block",
 }
 
@@ -36,11 +35,13 @@ OTHER_TRUNK = {
     "latte": "transformer_blocks[4]",
     "framepack": "transformer_blocks[4]",
     "flux3": "txt_mode_blocks[4]",
+    "stacked": "repeated[4]",
 }
 """Where the trunk is not simply all stacks of the model.
 
 Latte's temporal blocks run between the spatial ones, the text of Framepack has a length that depends on data, and the
-stacks of Flux3 carry different numbers of tokens: the heaviest is taken, here of text, at real depth the single one."""
+stacks of Flux3 carry different numbers of tokens: the heaviest is taken, here of text, at real depth the single one.
+All layers of the stacked one are in one module."""
 
 UNBACKED = {"framepack", "hunyuan_video15"}
 """Models whose live-outs may have sizes that depend on data: their state is made at run time, `test_unknown_sizes`."""
@@ -52,7 +53,7 @@ RAW = {
 }
 """Models whose live-outs are cached as they are, because no identity path leads to them."""
 
-WEAK = {"z_image": 0.95, "lumina_next": 0.9, "prior": 0.9}
+WEAK = {"stacked": 0.9, "z_image": 0.95, "lumina_next": 0.9, "prior": 0.9}
 """Largest error on a disturbed input relative to no change, where it is not below 0.7 of it (random weights)."""
 
 SPLITS = ((1, 0), (1, 1), (2, 1))

@@ -85,7 +85,7 @@ class _Compilation:
 
     def run(self, gm: GraphModule) -> Callable[..., Any]:
         """Compile Dynamo's graph, or take from AOTAutograd's cache what an earlier process has made of it."""
-        options, inputs = self._options, self._inputs
+        options, inputs = self._options, list(self._inputs)
         if not options.can_reuse and options.inner_backend == "inductor":
             return through_inductor(None, gm, inputs, options)
         if shelf is not None and shelf.can_keep(inputs, options):

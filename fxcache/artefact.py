@@ -92,7 +92,9 @@ def can_keep(inputs: Sequence[Any], options: Options) -> bool:
     if options.inner_backend != "inductor" or options.dump_dir is not None:
         return False
     # somebody else bundles: what is compiled is to be loaded without this backend
-    if getattr(torch._functorch.config, "bundled_autograd_cache", True) or torch._dynamo.config.caching_precompile:
+    if getattr(torch._functorch.config, "bundled_autograd_cache", True) or getattr(
+        torch._dynamo.config, "caching_precompile", False
+    ):
         return False
     trains = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
     # a backward graph is compiled and kept later, when nobody is there to receive it

@@ -122,6 +122,7 @@ class _Compilation:
         """Note what was found out about a graph, now or by an earlier process, and let its state be handed to it."""
         self._bound = True
         self._kept_refusal = found if isinstance(found, Refusal) else None
+        self.info = None
         if not isinstance(found, Found):
             return compiled
         self.info = found.info(self._options, is_fragment=self._broken is not None)

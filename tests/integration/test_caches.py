@@ -86,11 +86,15 @@ def test_a_second_process_neither_traces_nor_compiles_again(folder: Path, before
 
 def test_without_the_cache_of_autograd_the_graph_is_rewritten_again(folder: Path, before: dict[str, Any]) -> None:
     (switched_off,) = process(folder, CACHED, TORCHINDUCTOR_AUTOGRAD_CACHE="0")
-    moved, traced = process(
-        folder, {**CACHED, "pretend": {"fxcache.backend.shelf": {"new": None}}}, {"fxcache": {"dump_dir": str(folder)}}
+    moved, unbound, traced = process(
+        folder,
+        {**CACHED, "pretend": {"fxcache.backend.shelf": {"new": None}}},
+        {**CACHED, "pretend": {"fxcache.artefact.Artefact.post_compile": {"return_value": None}}},
+        {"fxcache": {"dump_dir": str(folder)}},
     )
-    for answer in (switched_off, moved, traced):
-        assert found(answer) == (0, 0, 1, 0) and answer["same"] == before["same"]
+    for answer in (switched_off, moved, unbound, traced):
+        assert found(answer)[1:] == (0, 1, 0) and answer["same"] == before["same"]
+        assert answer["whole"] == (answer is unbound)
     assert (folder / "graph_000").is_dir()
 
 
@@ -106,8 +110,8 @@ def test_damaged_and_lost_entries_are_made_again(folder: Path, before: dict[str,
     (damaged,) = process(folder, CACHED)
     assert found(damaged) == REWRITTEN_AGAIN and damaged["same"] == before["same"]
     shutil.rmtree(folder / "fxgraph")
-    (lost,) = process(folder, CACHED)
-    assert found(lost) == COMPILED and lost["same"] == before["same"]
+    (lost,) = process(folder, CACHED)  # missed by what AOTAutograd's cache holds, and again
+    assert found(lost) == (0, 1, 0, 2) and lost["same"] == before["same"]
     (whole,) = process(folder, CACHED)
     assert found(whole) == WHOLE and whole["same"] == before["same"]
 

@@ -32,19 +32,21 @@ def half() -> Any:
     return sequential_dit(3, dtype=torch.bfloat16)
 
 
-def quantised() -> Any:
-    import torch
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
+def flux() -> Any:
     from tests.models.transformers import TRANSFORMERS
 
-    torch.manual_seed(0)
-    model = TRANSFORMERS["flux"](1, single_layers=3)
+    return TRANSFORMERS["flux"](1, single_layers=3)
+
+
+def quantised() -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = flux()
     quantize_(model.module, Int8WeightOnlyConfig())
     return model
 
 
-MODELS: dict[str, Callable[[], Any]] = {"sequential": sequential, "half": half, "quantised": quantised}
+MODELS: dict[str, Callable[[], Any]] = {"sequential": sequential, "half": half, "flux": flux, "quantised": quantised}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

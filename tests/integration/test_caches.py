@@ -160,7 +160,7 @@ def test_a_refusal_is_said_by_every_process(folder: Path) -> None:
     ("job", "error"),
     [
         ({"model": "half"}, 0.05),
-        ({"dynamic": True}, 1e-5),
+        ({"model": "flux", "dynamic": True}, 1e-5),
         pytest.param(
             {"model": "quantised"},
             0.01,

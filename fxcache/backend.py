@@ -10,26 +10,26 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import sympy  # type: ignore[import-untyped]
-import torch
 import torch._inductor
 from torch.fx import GraphModule
 
 from fxcache.breaks import BrokenModel, broken_model, cut_by_hand
 from fxcache.calibrators import CALIBRATORS
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
-from fxcache.inner import compile_through, lower
+from fxcache.found import Found, found_in
+from fxcache.inner import compile_through, lower, through_inductor
 from fxcache.intake import roles_of
 from fxcache.options import Options
-from fxcache.regions.dataflow import hint
-from fxcache.regions.flops import region_flops
 from fxcache.rewrite.pipeline import Rewritten, rewrite, share
-from fxcache.rewrite.plan import StateTensor
 from fxcache.runtime import signals
 from fxcache.runtime.attribution import attribution
 from fxcache.runtime.compiled import CompiledCall, Link, with_state
-from fxcache.runtime.interface import GraphInfo, UnitInfo
-from fxcache.runtime.layout import Size, StateLayout
+from fxcache.runtime.interface import GraphInfo
+
+try:
+    from fxcache import artefact as shelf
+except ImportError:  # private names of torch have moved: only Inductor's own cache is used
+    shelf = None  # type: ignore[assignment]
 
 # A pipeline opens its progress bar before it first calls the model: naming the backend must be enough to see it.
 signals.install()
@@ -58,7 +58,7 @@ def fxcache(
     signals.install()
     broken = broken_model(gm, options)
     compilation = _Compilation(gm, example_inputs, parsed, broken)
-    compiled = compile_through(compilation.seam, gm, example_inputs, parsed)
+    compiled = compilation.run(gm)
     if compilation.info is None:
         refused = compilation.refusal is not None
         return broken.watch(compiled, partial(_say, parsed)) if broken is not None and refused else compiled
@@ -80,22 +80,55 @@ class _Compilation:
         self._broken = broken
         self.info: GraphInfo | None = None
         self.refusal: Refusal | None = None
+        self._bound = False
+        self._kept_refusal: Refusal | None = None
+
+    def run(self, gm: GraphModule) -> Callable[..., Any]:
+        """Compile Dynamo's graph, or take from AOTAutograd's cache what an earlier process has made of it."""
+        options, inputs = self._options, list(self._inputs)
+        if not options.can_reuse and options.share_blocks is False and options.inner_backend == "inductor":
+            return through_inductor(None, gm, inputs, options)
+        if shelf is not None and shelf.can_keep(inputs, options):
+            key = shelf.key_of(gm, inputs, options, is_fragment=self._is_fragment)
+            with shelf.kept(key, self._bind):
+                compiled = through_inductor(self._seam_to_keep, gm, inputs, options)
+            if self._bound:
+                if self._kept_refusal is not None:
+                    self._refuse(self._kept_refusal)
+                return compiled
+        return compile_through(self.seam, gm, inputs, options)
 
     def seam(self, aten: GraphModule, inputs: Sequence[Any], **facts: Any) -> Callable[[list[Any]], Any]:
         """Rewrite the ATen graph if that is possible and wanted, and compile it."""
+        return self._bind(*self._made(aten, inputs, facts))
+
+    def _seam_to_keep(self, aten: GraphModule, inputs: Sequence[Any], **facts: Any) -> Callable[[list[Any]], Any]:
+        return shelf.Artefact(*self._made(aten, inputs, facts), self._bind)
+
+    def _made(
+        self, aten: GraphModule, inputs: Sequence[Any], facts: Mapping[str, Any]
+    ) -> tuple[Callable[[list[Any]], Any], Found | Refusal | None]:
         result = self._rewritten(aten, facts)
         if isinstance(result, Refusal):
             self._refuse(result)
         if not isinstance(result, Rewritten):
-            shared = self._shared(aten, facts)
-            return lower(shared or aten, inputs, self._options, facts, rewritten=shared is not None)
+            trains = not facts.get("is_inference", False)
+            shared = None if trains else share(aten, facts.get("static_input_idxs", ()), self._options)
+            return lower(shared or aten, inputs, self._options, facts, rewritten=shared is not None), result
         added = [node.meta["val"] for node in result.plan.placeholders.values()]
         compiled = lower(result.gm, [*inputs, *added], self._options, facts, rewritten=True)
-        layout = _layout(aten, result)
-        self.info = self._describe(aten, result, facts)
-        device = result.plan.placeholders["clock"].meta["val"].device
-        sizes = len(result.plan.sizes)
-        return with_state(compiled, self.link, layout.resolver(), device, len(self.info.units), sizes)
+        roles = roles_of(self._dynamo, self._inputs, aten, facts.get("static_input_idxs", ()))
+        return compiled, found_in(aten, result, roles, self._options)
+
+    def _bind(self, compiled: Callable[[list[Any]], Any], found: Found | Refusal | None) -> Callable[[list[Any]], Any]:
+        """Note what was found out about a graph, now or by an earlier process, and let its state be handed to it."""
+        self._bound = True
+        self._kept_refusal = found if isinstance(found, Refusal) else None
+        self.info = None
+        if not isinstance(found, Found):
+            return compiled
+        self.info = found.info(self._options, is_fragment=self._broken is not None)
+        return with_state(compiled, self.link, found.layout.resolver(), found.device, len(found.units), found.sizes)
 
     def _rewritten(self, aten: GraphModule, facts: Mapping[str, Any]) -> Rewritten | Refusal | None:
         if not self._options.can_reuse:
@@ -111,11 +144,6 @@ class _Compilation:
             return Refusal(str(error))
         return result
 
-    def _shared(self, aten: GraphModule, facts: Mapping[str, Any]) -> GraphModule | None:
-        if not facts.get("is_inference", False):
-            return None
-        return share(aten, facts.get("static_input_idxs", ()), self._options)
-
     def _refuse(self, refusal: Refusal) -> None:
         if self.refusal is not None:
             return  # the backward graph, after the forward one
@@ -125,25 +153,6 @@ class _Compilation:
         else:  # the trunk may be in another graph of the model
             self._broken.refusals.append(refusal)
 
-    def _describe(self, aten: GraphModule, result: Rewritten, facts: Mapping[str, Any]) -> GraphInfo:
-        regions = [plan.region for plan in result.plans]
-        region = regions[0]
-        total, *flops = region_flops(aten.graph, *({node.name for node in one.middle} for one in regions))
-        units: tuple[UnitInfo, ...] = ()
-        if self._options.prunes:
-            units = tuple(UnitInfo(len(one.blocks), work) for one, work in zip(regions, flops, strict=True))
-        return GraphInfo(
-            signature=result.signature,
-            options=self._options,
-            roles=roles_of(self._dynamo, self._inputs, aten, facts.get("static_input_idxs", ())),
-            middle_flops=sum(flops),
-            total_flops=total,
-            stream_names=tuple(stream.live_out.name for stream in region.streams),
-            trunk=region.trunk.label,
-            units=units,
-            is_fragment=self._broken is not None,
-        )
-
 
 def _say(options: Options, refusal: Refusal) -> None:
     refusal, new = cut_by_hand(refusal)
@@ -151,38 +160,3 @@ def _say(options: Options, refusal: Refusal) -> None:
         raise RefusalError(refusal)
     if new:
         warnings.warn(RefusalWarning(f"fxcache leaves a graph unmodified: {refusal}"), stacklevel=2)
-
-
-def _inputs_of(aten: GraphModule) -> dict[sympy.Symbol, int]:
-    """Positions of the graph's inputs that are bare symbols of its dynamic sizes."""
-    found: dict[sympy.Symbol, int] = {}
-    for i, node in enumerate(n for n in aten.graph.nodes if n.op == "placeholder"):
-        value = node.meta.get("val")
-        if isinstance(value, torch.SymInt) and isinstance(value.node.expr, sympy.Symbol):
-            found.setdefault(value.node.expr, i)
-    return found
-
-
-def _expression(size: int | torch.SymInt) -> Size:
-    if isinstance(size, int):
-        return size
-    expr = size.node.expr
-    return hint(size) if expr.is_number else expr
-
-
-def _layout(aten: GraphModule, result: Rewritten) -> StateLayout:
-    health = result.plan.placeholders["health"].meta["val"]
-    specs = [StateTensor("health", tuple(health.shape), health.dtype, health.device), *result.state]
-    inputs = _inputs_of(aten)
-    # What only the running graph knows comes behind the inputs, in the order in which the graph reports it.
-    count = len(aten.graph.find_nodes(op="placeholder"))
-    met = {size: sympy.Symbol(f"met_{number}") for number, size in enumerate(result.plan.sizes)}
-    inputs |= {symbol: count + number for number, symbol in enumerate(met.values())}
-    shapes = tuple(tuple(met.get(str(size)) or _expression(size) for size in spec.shape) for spec in specs)
-    used = {symbol for shape in shapes for size in shape if not isinstance(size, int) for symbol in size.free_symbols}
-    return StateLayout(
-        shapes=shapes,
-        dtypes=tuple(spec.dtype for spec in specs),
-        devices=tuple(spec.device for spec in specs),
-        symbols=tuple((symbol, inputs[symbol]) for symbol in sorted(used, key=str)),
-    )

@@ -22,6 +22,8 @@ from torch.fx import GraphModule
 from fxcache.options import Options
 
 Seam = Callable[..., Callable[..., Any]]
+MARK = "fxcache"
+"""Name of our key among the settings of Inductor, while AOTAutograd computes its own."""
 _COND = "torch.ops.higher_order.cond"
 
 
@@ -34,8 +36,13 @@ def compile_through(seam: Seam, gm: GraphModule, inputs: Sequence[Any], options:
     with _without_autograd_cache():
         if options.inner_backend == "eager":
             return _through_aot(seam, gm, inputs)
-        patches = dict(options.inner_options) or None
-        return compile_fx(gm, inputs, inner_compile=seam, config_patches=patches)  # type: ignore[arg-type,return-value]
+        return through_inductor(seam, gm, inputs, options)
+
+
+def through_inductor(seam: Seam | None, gm: GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    """Trace as Inductor does, with its caches as they are set; without a seam the ATen graph is Inductor's alone."""
+    patches = dict(options.inner_options) or None
+    return compile_fx(gm, inputs, inner_compile=seam or compile_fx_inner, config_patches=patches)  # type: ignore[arg-type,return-value]
 
 
 @contextmanager
@@ -72,11 +79,16 @@ def lower(
     """Compile one ATen graph with the inner compiler that the options name; returns a boxed callable."""
     if options.inner_backend != "inductor":
         return _boxed(gm)
-    if not rewritten:
-        return compile_fx_inner(gm, inputs, **facts)
-    # Inductor caches a graph with a conditional only under a key that vouches for the conditional's code.
-    marked = {**torch._inductor.config.unsafe_marked_cacheable_functions, _COND: cache_key(options)}
-    with torch._inductor.config.patch(unsafe_marked_cacheable_functions=marked):
+    inductor, aot = torch._inductor.config, torch._functorch.config
+    marked = dict(inductor.unsafe_marked_cacheable_functions)
+    with ExitStack() as stack:
+        if marked.pop(MARK, None) is not None:
+            # AOTAutograd bundles what we give it; Inductor would take that for the code, and not ask its own cache.
+            stack.enter_context(aot.patch(bundled_autograd_cache=False))
+        if rewritten:
+            # Inductor caches a graph with a conditional only under a key that vouches for the conditional's code.
+            marked[_COND] = cache_key(options)
+        stack.enter_context(inductor.patch(unsafe_marked_cacheable_functions=marked))
         return compile_fx_inner(gm, inputs, **facts)
 
 

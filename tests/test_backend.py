@@ -290,6 +290,7 @@ def test_a_mode_of_torch_compile_reaches_the_options():
         return gm
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fxcache.backend, "through_inductor", spy)
         patch.setattr(fxcache.backend, "compile_through", spy)
         compiled = torch.compile(tiny_trunk(), backend="fxcache", mode="max-autotune-no-cudagraphs")
         with torch.no_grad():

@@ -216,6 +216,10 @@ class Attribution:
         if not lease.store or not isinstance(ticket, _Ticket):
             return _scratch(specs)
         context = ticket.context
+        if context.weights != lease.weights:
+            with self._lock:
+                if context.take_weights(lease.weights):
+                    _compute_instead(lease, Reason.WEIGHTS if lease.mode is not Mode.COMPUTE else lease.reason)
         if context.specs == specs:
             return list(context.tensors)
         with self._lock:

@@ -111,6 +111,8 @@ class Context:
         self.segment = -1
         self.statistics = Statistics()
         self.notes: tuple[str, ...] = ()
+        self.weights: Hashable = None
+        """Stamp of the weights of the last call."""
         self.restart()
 
     @property
@@ -156,6 +158,18 @@ class Context:
         self.valid = False
         self.counters.computed_steps = 0
         self.rings = [Ring() for _ in self.rings]
+
+    def take_weights(self, weights: Hashable) -> bool:
+        """Note the stamp of a call; drop what is stored of other weights and warm up again, and return whether it was."""
+        self.weights = weights
+        if not self.valid:
+            return False
+        self.forget_stored()
+        counters = self.counters
+        self.counters = Counters(
+            counters.step, total_steps=counters.total_steps, begun=counters.step, step_index=counters.step_index
+        )
+        return True
 
     def refresh(self, options: Options) -> None:
         """Drop what is stored if `force_refresh_step_hint` names the next step, or one since the last call."""

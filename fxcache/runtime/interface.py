@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,6 +44,7 @@ class Reason(str, Enum):
     FOLLOWS = "follows the other branch"
     NOT_FINITE = "not finite"
     RESTART = "time restarted"
+    WEIGHTS = "weights changed"
     UNATTRIBUTED = "no context for this call"
     REPEATED = "repeated call"
     OTHER_CONDITIONING = "other conditioning in the same step"
@@ -68,6 +69,8 @@ class InputRoles:
     """Text states, pooled vectors, class labels; they identify the branch."""
     other: tuple[int, ...] = ()
     """Masks, position ids, rope tables, guidance, control residuals: only their shapes count."""
+    numbers: tuple[int, ...] = ()
+    """Numbers of the model that Dynamo hands over as tensors, such as the scale of an adapter."""
     names: tuple[str, ...] = ()
     """Best known argument name of every input, for messages."""
 
@@ -203,6 +206,7 @@ class Lease:
         "threshold",
         "ticket",
         "units",
+        "weights",
     )
 
     def __init__(
@@ -232,6 +236,8 @@ class Lease:
         """Terms per unit, where the trunk has several; `stored` and `slot` then say nothing."""
         self.growing: tuple[float, float] = (0.0, 0.0)
         """How the threshold grows with the differences of a step: factor and end; an end of 0: it does not."""
+        self.weights: Hashable = None
+        """Stamp of the weights of this call."""
         self.ticket = ticket
         """Bookkeeping of the attribution; nobody else reads it."""
         self._allocate = allocate
@@ -249,6 +255,10 @@ class Lease:
             return known, now
         return [float(stored.step) for stored in entries], float(self.now[0])
 
-    def state(self, specs: tuple[TensorSpec, ...]) -> list[torch.Tensor]:
-        """Return the context's tensors, made with zeros on first use and again when the specs changed."""
+    def state(self, specs: tuple[TensorSpec, ...], weights: Hashable = None) -> list[torch.Tensor]:
+        """Return the context's tensors, made with zeros on first use and again when the specs changed.
+
+        What was stored under another stamp of the weights is not read.
+        """
+        self.weights = weights
         return self._allocate(self, specs)

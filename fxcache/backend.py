@@ -12,14 +12,13 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
-import torch._inductor
 from torch.fx import GraphModule
 
 from fxcache.breaks import BrokenModel, broken_model, cut_by_hand
 from fxcache.calibrators import CALIBRATORS
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
 from fxcache.inner import compile_through, lower
-from fxcache.intake import of_the_model, roles_of
+from fxcache.intake import roles_of
 from fxcache.options import Options
 from fxcache.regions.dataflow import hint
 from fxcache.regions.flops import region_flops
@@ -30,7 +29,6 @@ from fxcache.runtime.attribution import attribution
 from fxcache.runtime.compiled import CompiledCall, Link, with_state
 from fxcache.runtime.interface import GraphInfo, UnitInfo
 from fxcache.runtime.layout import Size, StateLayout
-from fxcache.runtime.weights import stamp_reader
 
 # A pipeline opens its progress bar before it first calls the model: naming the backend must be enough to see it.
 signals.install()
@@ -54,8 +52,7 @@ def fxcache(
     """
     parsed = Options.from_mapping(options or {})
     if mode is not None:
-        patches = torch._inductor.list_mode_options(mode)
-        parsed = parsed.replace(inner_options={**patches, **parsed.inner_options})
+        parsed = parsed.replace(inner_options={"mode": mode, **parsed.inner_options})
     signals.install()
     broken = broken_model(gm, options)
     compilation = _Compilation(gm, example_inputs, parsed, broken)
@@ -94,9 +91,7 @@ class _Compilation:
         layout = _layout(aten, result)
         self.info = self._describe(aten, result, facts)
         device = result.plan.placeholders["clock"].meta["val"].device
-        watched = of_the_model(self.info.roles, self._inputs, aten, facts.get("static_input_idxs", ()))
-        stamp = stamp_reader(*watched)
-        return with_state(compiled, self.link, layout.resolver(), device, len(self.info.units), stamp)
+        return with_state(compiled, self.link, layout.resolver(), device, len(self.info.units))
 
     def _rewritten(self, aten: GraphModule, facts: Mapping[str, Any]) -> Rewritten | Refusal | None:
         if not self._options.can_reuse:

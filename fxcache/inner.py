@@ -19,6 +19,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx import GraphModule
 
+from fxcache.inductor_settings import inductor_settings
 from fxcache.options import Options
 
 Seam = Callable[..., Callable[..., Any]]
@@ -34,7 +35,7 @@ def compile_through(seam: Seam, gm: GraphModule, inputs: Sequence[Any], options:
     with _without_autograd_cache():
         if options.inner_backend == "eager":
             return _through_aot(seam, gm, inputs)
-        patches = dict(options.inner_options) or None
+        patches = inductor_settings(options.inner_options) or None
         return compile_fx(gm, inputs, inner_compile=seam, config_patches=patches)  # type: ignore[arg-type,return-value]
 
 

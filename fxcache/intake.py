@@ -90,19 +90,6 @@ def roles_of(dynamo: GraphModule, inputs: Sequence[object], aten: GraphModule, s
     )
 
 
-def of_the_model(
-    roles: InputRoles, inputs: Sequence[object], aten: GraphModule, static: Collection[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the positions of the model's tensors and of its numbers among the inputs of the ATen graph."""
-    spans = _spans(inputs, len(aten.graph.find_nodes(op="placeholder")))
-    if spans is None:
-        return tuple(sorted(static)), ()
-    return (
-        tuple(position for i in roles.parameters for position in spans[i]),
-        tuple(position for i in roles.numbers for position in spans[i]),
-    )
-
-
 def _twins(moving: list[int], inputs: Sequence[object], aten: GraphModule, static: Collection[int]) -> dict[int, Node]:
     """Find the inputs of the ATen graph that inputs of Dynamo's graph, none of them parameters, have become."""
     lowered = aten.graph.find_nodes(op="placeholder")

@@ -207,7 +207,7 @@ class Options:
     """Compiler that gets the rewritten graph."""
 
     inner_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options for the inner compiler, such as Inductor's ``{"max_autotune": True}``; plain values only."""
+    """Options for the inner compiler: Inductor's settings and ``mode``, such as ``{"mode": "max-autotune"}``."""
 
     on_refusal: Literal["warn", "raise"] = "warn"
     """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,19 +47,17 @@ def with_state(
     specs_of: Callable[[Sequence[object]], tuple[TensorSpec, ...]],
     device: torch.device,
     units: int = 0,
-    stamp: Callable[[Sequence[object]], Hashable] = lambda flat: None,
 ) -> Callable[[list[Any]], Any]:
     """Wrap a compiled graph whose last inputs are control, clock and state, so that it takes the original inputs.
 
     The inputs added are, in this order: control, health, clock, the state tensors; all but control and clock
-    belong to the context and come from its lease. ``units``: rows of the control, where it has rows. ``stamp``: reads
-    from the inputs which weights the call is made with.
+    belong to the context and come from its lease. ``units``: rows of the control, where it has rows.
     """
     no_clock: list[torch.Tensor] = []
 
     def boxed(flat: list[Any]) -> Any:
         lease = link.lease()
-        health, *state = lease.state(specs_of(flat), stamp(flat))
+        health, *state = lease.state(specs_of(flat))
         control = _control_for(lease, units)
         link.control(control)
         if lease.clock is None and not no_clock:

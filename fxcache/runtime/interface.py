@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
@@ -206,7 +206,6 @@ class Lease:
         "threshold",
         "ticket",
         "units",
-        "weights",
     )
 
     def __init__(
@@ -236,8 +235,6 @@ class Lease:
         """Terms per unit, where the trunk has several; `stored` and `slot` then say nothing."""
         self.growing: tuple[float, float] = (0.0, 0.0)
         """How the threshold grows with the differences of a step: factor and end; an end of 0: it does not."""
-        self.weights: Hashable = None
-        """Stamp of the weights of this call."""
         self.ticket = ticket
         """Bookkeeping of the attribution; nobody else reads it."""
         self._allocate = allocate
@@ -255,10 +252,6 @@ class Lease:
             return known, now
         return [float(stored.step) for stored in entries], float(self.now[0])
 
-    def state(self, specs: tuple[TensorSpec, ...], weights: Hashable = None) -> list[torch.Tensor]:
-        """Return the context's tensors, made with zeros on first use and again when the specs changed.
-
-        What was stored under another stamp of the weights is not read.
-        """
-        self.weights = weights
+    def state(self, specs: tuple[TensorSpec, ...]) -> list[torch.Tensor]:
+        """Return the context's tensors, made with zeros on first use and again when the specs changed."""
         return self._allocate(self, specs)

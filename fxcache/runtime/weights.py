@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from operator import attrgetter, itemgetter
-from typing import Any
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 import torch
 
 from fxcache.runtime.identity import version_of
 
-Stamp = Hashable
-"""Equal for two calls with the same tensors if none was written to in between, as far as autograd counts writes."""
+Stamp = tuple[float, ...]
 
 _version = attrgetter("_version")
 
 
-def stamp_reader(weights: Sequence[int], numbers: Sequence[int] = ()) -> Callable[[Sequence[Any]], Stamp]:
-    """Return what reads the stamp of a call from the flat inputs of its graph.
+def stamp_of(weights: Sequence[torch.Tensor], numbers: Sequence[torch.Tensor] = ()) -> Stamp:
+    """Return what stays equal for the same tensors as long as none is written to, as far as autograd counts writes.
 
-    `weights` are the positions of parameters, buffers and other tensors of the model, `numbers` those of numbers of the
-    model, which come as tensors on the CPU.
+    `numbers` are numbers of the model that come as tensors on the CPU; their values count.
     """
-    pick, pick_numbers = _picker(weights), _picker(numbers)
-
-    def stamp(flat: Sequence[Any]) -> Stamp:
-        tensors = pick(flat)
-        with torch._C.DisableTorchFunctionSubclass():
-            try:
-                # a large model has a thousand, at every call; versions only grow, so their sum shows every write
-                writes = sum(map(_version, tensors))
-            except RuntimeError:  # inference tensors have none
-                writes = sum(map(version_of, tensors))
-        return (writes, *(number.item() for number in pick_numbers(flat)))
-
-    return stamp
+    with torch._C.DisableTorchFunctionSubclass():
+        try:
+            # a large model has a thousand, at every call; versions only grow, so their sum shows every write
+            writes = sum(map(_version, weights))
+        except RuntimeError:  # inference tensors have none
+            writes = sum(map(version_of, weights))
+    return (writes, *(number.item() for number in numbers))
 
 
 def note_write(tensors: Iterable[torch.Tensor]) -> None:
     """Let a write that autograd has not seen count as one; inference tensors cannot show it."""
     torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
-
-
-def _picker(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    if len(positions) < 2:
-        return lambda flat: tuple(flat[position] for position in positions)
-    return itemgetter(*positions)

@@ -1,4 +1,4 @@
-"""Linear layers that are one operator of somebody else's, with packed weights, as the libraries for 4 bits have them."""
+"""Linear layers that are one operator of another package with packed weights, as libraries for 4 bits have them."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -41,7 +39,7 @@ def test_opaque_layers(model: TinyModel, inner: str) -> None:
 
 def test_a_pipeline_against_the_eager_oracle() -> None:
     torch._dynamo.reset()
-    tiny, alone = flux_pipeline(layers=2), flux_pipeline(layers=2)
+    tiny, alone = flux_pipeline(layers=3), flux_pipeline(layers=3)
     for each in (tiny, alone):
         pack(each.transformer.transformer_blocks)
         pack(each.transformer.single_transformer_blocks)
@@ -53,9 +51,16 @@ def test_a_pipeline_against_the_eager_oracle() -> None:
 
 
 def test_explain_counts_what_it_knows(model: TinyModel) -> None:
-    report: Any = explain(model.module, **model.inputs())
-    print(report)
-    assert report.graphs[0].region is not None
+    report = explain(model.module, **model.inputs())
+    assert report.refusal is None and 0 < report.flops.middle < report.total_flops
+    assert report.uncounted == ("fxcache_tests.packed_linear",)
+    assert "not counted  fxcache_tests.packed_linear" in str(report)
+
+
+def test_explain_counts_all_of_a_plain_model() -> None:
+    plain_model = TRANSFORMERS["flux"](1, single_layers=3)
+    report = explain(plain_model.module, **plain_model.inputs())
+    assert report.uncounted == () and "not counted" not in str(report)
 
 
 def test_packed_weights_written_in_place(model: TinyModel) -> None:

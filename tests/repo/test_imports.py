@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "rewrite": ({"rewrite"}, {"base", "kernels", "regions"}),
     "runtime": ({"runtime"}, {"base", "kernels", "policies", "words"}),
     "entry": (
-        {"backend", "breaks", "inner", "intake"},
+        {"backend", "breaks", "inductor_settings", "inner", "intake"},
         {"base", "calibrators", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
     "user": (

@@ -161,7 +161,7 @@ class Context:
         self.rings = [Ring() for _ in self.rings]
 
     def take_weights(self, stamp: Stamp) -> bool:
-        """Note the weights of a call. Drop what is stored of others, to warm up again, and return whether there was any."""
+        """Note the weights of a call; drop what is stored of others, to warm up again, and return whether there was."""
         changed = self.valid and self.weights != stamp
         self.weights = stamp
         if changed:

@@ -31,7 +31,7 @@ from torch.fx import GraphModule
 from fxcache.errors import Refusal
 from fxcache.found import Found
 from fxcache.inner import MARK, cache_key
-from fxcache.intake import is_static, source_name
+from fxcache.intake import is_number, is_static, source_name
 from fxcache.options import Options
 from fxcache.regions.dataflow import hint
 
@@ -125,7 +125,7 @@ def key_of(gm: GraphModule, inputs: Sequence[Any], options: Options, *, is_fragm
     digest = hashlib.sha256(f"{cache_key(options)} {is_fragment}".encode())
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     for node, value in zip(placeholders, inputs, strict=True):
-        digest.update(f"\n{source_name(node)} {is_static(node, value)} {_sizes(value)}".encode())
+        digest.update(f"\n{source_name(node)} {is_static(node, value)} {is_number(node)} {_sizes(value)}".encode())
     numbers: dict[str, int] = {}
     for module in gm.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():

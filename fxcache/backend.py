@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch._inductor
 from torch.fx import GraphModule
 
 from fxcache.breaks import BrokenModel, broken_model, cut_by_hand
@@ -53,8 +52,7 @@ def fxcache(
     """
     parsed = Options.from_mapping(options or {})
     if mode is not None:
-        patches = torch._inductor.list_mode_options(mode)
-        parsed = parsed.replace(inner_options={**patches, **parsed.inner_options})
+        parsed = parsed.replace(inner_options={"mode": mode, **parsed.inner_options})
     signals.install()
     broken = broken_model(gm, options)
     compilation = _Compilation(gm, example_inputs, parsed, broken)

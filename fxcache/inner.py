@@ -19,6 +19,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx import GraphModule
 
+from fxcache.inductor_settings import inductor_settings
 from fxcache.options import Options
 
 Seam = Callable[..., Callable[..., Any]]
@@ -41,7 +42,7 @@ def compile_through(seam: Seam, gm: GraphModule, inputs: Sequence[Any], options:
 
 def through_inductor(seam: Seam | None, gm: GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
     """Trace as Inductor does, with its caches as they are set; without a seam the ATen graph is Inductor's alone."""
-    patches = dict(options.inner_options) or None
+    patches = inductor_settings(options.inner_options) or None
     return compile_fx(gm, inputs, inner_compile=seam or compile_fx_inner, config_patches=patches)  # type: ignore[arg-type,return-value]
 
 

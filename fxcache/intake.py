@@ -7,6 +7,7 @@ what only masks or rotates is "other".
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxcache.regions.dataflow import hint, is_heavy, op_name
 from fxcache.runtime.arguments import LATENT_NAMES, is_time
@@ -53,6 +55,11 @@ def is_static(node: Node, value: object) -> bool:
     return isinstance(value, torch.nn.Parameter) or bool(_STATIC.search(source_name(node)))
 
 
+def is_number(node: Node) -> bool:
+    """Say whether an input of Dynamo's graph is a number of Python's, made a tensor anew for every call."""
+    return bool(getattr(node.meta.get("grapharg"), "pass_arg_as_tensor", False))
+
+
 def roles_of(dynamo: GraphModule, inputs: Sequence[object], aten: GraphModule, static: Collection[int]) -> InputRoles:
     """Classify the inputs of Dynamo's graph, with the help of the ATen graph made of it.
 
@@ -61,18 +68,52 @@ def roles_of(dynamo: GraphModule, inputs: Sequence[object], aten: GraphModule, s
     """
     placeholders = [node for node in dynamo.graph.nodes if node.op == "placeholder"]
     names = [argument_name(source_name(node)) for node in placeholders]
-    parameters = [i for i, node in enumerate(placeholders) if is_static(node, inputs[i])]
-    moving = [i for i in range(len(placeholders)) if i not in set(parameters)]
-    lowered = [n for i, n in enumerate(n for n in aten.graph.nodes if n.op == "placeholder") if i not in set(static)]
-    twin = dict(zip(moving, lowered, strict=True)) if len(moving) == len(lowered) else {}
+    own = [i for i, node in enumerate(placeholders) if is_static(node, inputs[i])]
+    moving = [i for i in range(len(placeholders)) if i not in set(own)]
+    twin = _twins(moving, inputs, aten, static)
     activations = [i for i in moving if isinstance(inputs[i], torch.Tensor)]
-    parameters = [i for i in parameters if isinstance(inputs[i], torch.Tensor)]
+    numbers = [i for i in own if is_number(placeholders[i])]
+    parameters = [i for i in own if isinstance(inputs[i], torch.Tensor) and i not in set(numbers)]
     latents = _latents(activations, names, twin, aten)
     timestep = _timestep([i for i in activations if i not in latents], names, twin)
     rest = [i for i in activations if i not in latents and i not in timestep]
     conditioning = [i for i in rest if i not in twin or _reaches_weights(twin[i])]
     other = [i for i in rest if i not in conditioning]
-    return InputRoles(*map(tuple, (parameters, latents, timestep, conditioning, other, names)))  # type: ignore[arg-type]
+    return InputRoles(
+        parameters=tuple(parameters),
+        latents=tuple(latents),
+        timestep=tuple(timestep),
+        conditioning=tuple(conditioning),
+        other=tuple(other),
+        names=tuple(names),
+        numbers=tuple(numbers),
+    )
+
+
+def _twins(moving: list[int], inputs: Sequence[object], aten: GraphModule, static: Collection[int]) -> dict[int, Node]:
+    """Find the inputs of the ATen graph that inputs of Dynamo's graph, none of them parameters, have become."""
+    lowered = aten.graph.find_nodes(op="placeholder")
+    spans = _spans(inputs, len(lowered))
+    if spans is not None:
+        return {i: lowered[spans[i].start] for i in moving if len(spans[i]) == 1}
+    rest = [node for i, node in enumerate(lowered) if i not in set(static)]
+    return dict(zip(moving, rest, strict=True)) if len(moving) == len(rest) else {}
+
+
+def _spans(inputs: Sequence[object], lowered: int) -> list[range] | None:
+    """Where each input of Dynamo's graph is among the `lowered` ones of the ATen graph; None where that is unclear."""
+    ends = list(itertools.accumulate(map(_plain_tensors, inputs), initial=0))
+    if ends[-1] != lowered:
+        return None
+    return [range(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def _plain_tensors(value: object) -> int:
+    """Count what AOTAutograd makes of one input: the tensors inside of a subclass."""
+    if not is_traceable_wrapper_subclass(value):
+        return 1
+    names, _ = value.__tensor_flatten__()
+    return sum(_plain_tensors(getattr(value, name)) for name in names)
 
 
 def _latents(activations: list[int], names: list[str], twin: dict[int, Node], aten: GraphModule) -> list[int]:

@@ -207,7 +207,7 @@ class Options:
     """Compiler that gets the rewritten graph."""
 
     inner_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options for the inner compiler, such as Inductor's ``{"max_autotune": True}``; plain values only."""
+    """Options for the inner compiler: Inductor's settings and ``mode``, such as ``{"mode": "max-autotune"}``."""
 
     share_blocks: bool | None = None
     """With ``inner_backend`` "inductor": compile blocks of one structure once. None: but not in a half-precision graph

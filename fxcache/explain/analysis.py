@@ -15,7 +15,7 @@ from fxcache.explain.report import Explanation, GraphNote, RegionFlops, StreamNo
 from fxcache.intake import roles_of
 from fxcache.options import Options
 from fxcache.regions.dataflow import hint, tensor_of
-from fxcache.regions.flops import node_flops
+from fxcache.regions.flops import node_flops, uncounted
 from fxcache.regions.region import Region
 from fxcache.rewrite.pipeline import Rewritten, rewrite
 from fxcache.rewrite.plan import Plan, StateTensor
@@ -66,6 +66,7 @@ def describe(model: str, found: Capture, options: Options) -> Explanation:
         indicator=_indicator(result.plan),
         flops=_region_flops(graph.aten, regions, flops[chosen], outside),
         total_flops=sum(totals),
+        uncounted=uncounted(graph.aten.graph),
         state_bytes=sum(map(_bytes, state)) + health.numel() * health.dtype.itemsize,
         **common,
     )

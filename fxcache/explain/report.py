@@ -95,6 +95,8 @@ class Explanation:
     """What is compared with the last computed step; its bytes are those of the kept reference."""
     flops: RegionFlops | None = None
     total_flops: int = 0
+    uncounted: tuple[str, ...] = ()
+    """Operators of other packages, whose work is not known and not in these numbers."""
     state_bytes: int = 0
     """Per context, that is per branch of one generation."""
     inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -163,6 +165,8 @@ class Explanation:
             for i, (name, count, share) in enumerate(rows):
                 head = word if i == 0 else ""
                 yield f"  {head:<{_MARGIN}}{name:<{widths[0]}}  {count:>{widths[1]}}  {share:>{widths[2]}}"
+        if self.uncounted:
+            yield from _entry("not counted", ", ".join(self.uncounted))
         yield from _entry("reused step", f"{100 * self.reused_cost:.1f} % of a full step")
         rates = ", ".join(f"{self.speedup(rate / 100):.2f}x at {rate} % reuse" for rate in _RATES)
         yield from _entry("speedup", f"{rates}, at most")

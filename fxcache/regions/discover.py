@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 
 from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
 
 from fxcache.errors import Refusal
 from fxcache.options import Options
@@ -32,7 +33,7 @@ def signature(regions: Sequence[Region]) -> str:
     """Hash of the trunk's structure: which blocks run, with which heavy operators, and what is cached where.
 
     Sizes are left out, so the static and the dynamic graph of one model agree and may share state; a graph in which
-    blocks are skipped or attention is replaced differs.
+    blocks are skipped, attention is replaced, or a number in it (the scale of an adapter) is another one differs.
     """
     cuts = ";".join(f"F{region.first_blocks}B{region.last_blocks}" for region in regions)
     trunk = regions[0].trunk
@@ -41,4 +42,13 @@ def signature(regions: Sequence[Region]) -> str:
         parts.append(block.label + ":" + ",".join(op_name(node) for node in block.nodes if is_heavy(node)))
     for region in regions:
         parts.append(",".join("residual" if stream.reference is not None else "value" for stream in region.streams))
+    parts.extend(_numbers(trunk.blocks[0].nodes[0].graph))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _numbers(graph: Graph) -> list[str]:
+    """Floating point numbers written into a graph, in order: what else the weights are multiplied with."""
+    found: list[str] = []
+    for node in graph.nodes:
+        pytree.tree_map_only(float, lambda number: found.append(repr(number)), (node.args, node.kwargs))
+    return found

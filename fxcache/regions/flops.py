@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from fxcache.regions.dataflow import hint, op_name, tensor_of
+from fxcache.regions.dataflow import hint, is_heavy, op_name, tensor_of
 
 
 def node_flops(node: Node) -> int:
@@ -34,6 +34,13 @@ def region_flops(graph: Graph, *parts: Collection[str]) -> tuple[int, ...]:
     """Operations of the whole graph, and of the nodes named in each part."""
     flops = {node.name: node_flops(node) for node in graph.nodes if node.op == "call_function"}
     return sum(flops.values()), *(sum(flops.get(name, 0) for name in part) for part in parts)
+
+
+def uncounted(graph: Graph) -> tuple[str, ...]:
+    """Names of the heavy operators whose work nobody has told the registry of flops."""
+    heavy = [node for node in graph.nodes if is_heavy(node)]
+    targets = [node.target for node in heavy if not node_flops(node) and isinstance(node.target, torch._ops.OpOverload)]
+    return tuple(dict.fromkeys(f"{target.namespace}.{target._opname}" for target in targets))
 
 
 def _shape(node: Node) -> tuple[int, ...]:

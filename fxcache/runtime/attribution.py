@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from fxcache.options import Options
-from fxcache.runtime.calls import Call, describe, parameters_at
+from fxcache.runtime.calls import Call, describe, parameters_at, tensors_at
 from fxcache.runtime.clock import on_host
 from fxcache.runtime.contexts import Context, ModelState
 from fxcache.runtime.guidance import follow, is_other_branch, key_of, leader_of, left_by
@@ -36,6 +36,7 @@ from fxcache.runtime.interface import (
 )
 from fxcache.runtime.models import ModelTable
 from fxcache.runtime.records import ModelRecord
+from fxcache.runtime.weights import Stamp, stamp_of
 
 __all__ = [
     "Attribution",
@@ -78,6 +79,7 @@ class Attribution:
         """Return the lease for a call of this graph with these flat inputs."""
         call = describe(info, args, self._host_readable)
         parameters = parameters_at(args, info.roles.parameters)
+        stamp = stamp_of(parameters, tensors_at(args, info.roles.numbers))
         with self._lock:
             model = self._table.find(info, parameters)
             if not call.attributable(model.options.num_inference_steps):
@@ -89,7 +91,7 @@ class Attribution:
                 return self._refuse(model, context, Reason.OTHER_CONDITIONING)
             if call.repeats(context):
                 return self._refuse(model, context, Reason.REPEATED)
-            return self._lease(model, context, call)
+            return self._lease(model, context, call, stamp)
 
     def end(self, lease: Lease, outcome: Outcome) -> None:
         """Take note of what the call did."""
@@ -174,7 +176,7 @@ class Attribution:
                 return context
         raise AssertionError("endless")
 
-    def _lease(self, model: ModelState, context: Context, call: Call) -> Lease:
+    def _lease(self, model: ModelState, context: Context, call: Call, stamp: Stamp) -> Lease:
         options = model.options
         leader = None if options.cfg_diff_compute_separate else leader_of(model, context, call)
         left_behind = leader is not None and left_by(context, leader)
@@ -184,6 +186,7 @@ class Attribution:
         lease.repeat_allowed = call.repeat_allowed(context.latents)
         clock = call.advance(context)
         context.refresh(options)
+        other_weights = context.take_weights(stamp)
         context.owner, context.reused = weakref.ref(lease), None
         model.turns += 1
         context.turn = model.turns
@@ -193,6 +196,8 @@ class Attribution:
         context.counters.step_index = call.step_index
         context.note_steps(options)
         lease.mode, lease.reason = model.policy.decide_before(options, context.counters, context.valid)
+        if other_weights:
+            lease.reason = Reason.WEIGHTS
         lease.offset, lease.coefficients = model.policy.scale(options, context.counters)
         lease.now = (context.counters.step, call.time(options.calibrator_time))
         if lease.mode is Mode.REUSE and clock is not None:

@@ -18,6 +18,7 @@ from fxcache.runtime.clock import DeviceClock, HostClock
 from fxcache.runtime.identity import Identities
 from fxcache.runtime.interface import GraphInfo, Lease, Reason, Stored, TensorSpec
 from fxcache.runtime.records import MAX_ENDED_KEPT, ContextRecord, ModelRecord, Statistics
+from fxcache.runtime.weights import Stamp
 
 LAST_STEPS_UNKNOWN = "last_steps={} has no effect: the number of steps is not known"
 
@@ -111,6 +112,8 @@ class Context:
         self.segment = -1
         self.statistics = Statistics()
         self.notes: tuple[str, ...] = ()
+        self.weights: Stamp = ()
+        """Those of the last call."""
         self.restart()
 
     @property
@@ -158,6 +161,15 @@ class Context:
         self.valid = False
         self.counters.computed_steps = 0
         self.rings = [Ring() for _ in self.rings]
+
+    def take_weights(self, stamp: Stamp) -> bool:
+        """Note the weights of a call; drop what is stored of others, to warm up again, and return whether there was."""
+        changed = self.valid and self.weights != stamp
+        self.weights = stamp
+        if changed:
+            self.forget_stored()
+            self.counters = Counters(step=self.counters.step, begun=self.counters.step)
+        return changed
 
     def refresh(self, options: Options) -> None:
         """Drop what is stored if `force_refresh_step_hint` names the next step, or one since the last call."""

@@ -45,6 +45,7 @@ class Reason(str, Enum):
     NOT_FINITE = "not finite"
     RESIZED = "a size that depends on data has changed"
     RESTART = "time restarted"
+    WEIGHTS = "weights changed"
     UNATTRIBUTED = "no context for this call"
     REPEATED = "repeated call"
     OTHER_CONDITIONING = "other conditioning in the same step"
@@ -69,6 +70,8 @@ class InputRoles:
     """Text states, pooled vectors, class labels; they identify the branch."""
     other: tuple[int, ...] = ()
     """Masks, position ids, rope tables, guidance, control residuals: only their shapes count."""
+    numbers: tuple[int, ...] = ()
+    """Numbers of the model that Dynamo hands over as tensors, such as the scale of an adapter."""
     names: tuple[str, ...] = ()
     """Best known argument name of every input, for messages."""
 

@@ -1,4 +1,4 @@
-"""Listen to diffusers: the name of the branch, the start and the end of a denoising loop.
+"""Listen to diffusers: the name of the branch, the start and the end of a denoising loop; and to peft: new weights.
 
 A few methods are wrapped once, at class level; the wrappers note what they see and return what the originals return.
 Nothing is compiled, so there is nothing to keep Dynamo out of: pipelines call these methods outside of the model.
@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from torch import nn
+
 from fxcache.runtime.clock import host_number
 from fxcache.runtime.generation import Branch, Run, begin_loop, end_loop
+from fxcache.runtime.weights import note_write
 
 _cache_context: ContextVar[Branch | None] = ContextVar("fxcache_cache_context", default=None)
 _lock = threading.Lock()
-_wrapped: dict[tuple[type, str], tuple[Any, Any]] = {}
-"""(class, method) -> (original, ours)."""
+_wrapped: dict[tuple[Any, str], tuple[Any, Any]] = {}
+"""(class or module, method) -> (original, ours)."""
 
 
 def current_cache_context() -> Branch | None:
@@ -36,9 +39,9 @@ def install() -> None:
     """
     with _lock:
         for module, owner, method, wrap in _WRAPPED:
-            cls = getattr(sys.modules.get(module), owner, None)
-            original = cls.__dict__.get(method) if isinstance(cls, type) else None
-            if isinstance(cls, type) and original is not None and (cls, method) not in _wrapped:
+            cls = getattr(sys.modules.get(module), owner, None) if owner else sys.modules.get(module)
+            original = None if cls is None else vars(cls).get(method)
+            if original is not None and (cls, method) not in _wrapped:
                 ours = wrap(original)
                 setattr(cls, method, ours)
                 _wrapped[cls, method] = (original, ours)
@@ -95,6 +98,17 @@ def _wrap_maybe_free_model_hooks(original: Any) -> Any:
     return maybe_free_model_hooks
 
 
+def _wrap_write(original: Any) -> Any:
+    @functools.wraps(original)
+    def write(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(model, *args, **kwargs)
+        finally:
+            note_write(model.parameters())
+
+    return write
+
+
 def _end_with(bar: Any, run: Run) -> None:
     """End the run when its bar is closed, as at the end of a `with` block, also after an exception, or is gone."""
     reference = weakref.ref(bar) if hasattr(type(bar), "close") else None
@@ -132,4 +146,11 @@ _WRAPPED: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
         "progress_bar",
         _wrap_progress_bar,
     ),
+    # These write to parameters behind the back of autograd, which counts writes.
+    ("diffusers.loaders.peft", "PeftAdapterMixin", "load_lora_adapter", _wrap_write),
+    ("diffusers.loaders.peft", "PeftAdapterMixin", "fuse_lora", _wrap_write),
+    ("diffusers.loaders.peft", "PeftAdapterMixin", "unfuse_lora", _wrap_write),
+    ("peft.tuners.tuners_utils", "BaseTuner", "merge_adapter", _wrap_write),
+    ("peft.tuners.tuners_utils", "BaseTuner", "unmerge_adapter", _wrap_write),
+    ("peft.utils.hotswap", "", "hotswap_adapter_from_state_dict", _wrap_write),
 )

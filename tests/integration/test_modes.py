@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,48 @@ def test_a_mode_reaches_inductor(model: TinyModel, settings: list[dict[str, Any]
     expected = torch._inductor.list_mode_options(mode)
     assert expected and len(settings) == 1
     assert {name: settings[0][name] for name in expected} == expected
+
+
+MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_among_the_inner_options(model: TinyModel, settings: list[dict[str, Any]], mode: str) -> None:
+    compiled = fxcache_of(model.module, inner_options={"mode": mode, "coordinate_descent_tuning": False})
+    assert play(model, compiled, scene(model)).decisions == DECISIONS
+    expected = {**torch._inductor.list_mode_options(mode), "coordinate_descent_tuning": False}
+    assert [{name: seen[name] for name in expected} for seen in settings] == [expected]
+
+
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_a_mode_that_inductor_does_not_have(model: TinyModel, by_torch: bool) -> None:
+    if by_torch:
+        compiled = torch.compile(model.module, backend="fxcache", mode="fast")
+    else:
+        compiled = fxcache_of(model.module, inner_options={"mode": "fast"})
+    with pytest.raises(Exception, match=r"inner_options: mode='fast': expected one of 'default', .*'max-autotune'"):
+        model.run(scene(model)[0], compiled)
+
+
+def test_a_setting_that_inductor_does_not_have(model: TinyModel) -> None:
+    compiled = fxcache_of(model.module, inner_options={"max_autotunes": True})
+    said = "inner_options: Inductor has no setting 'max_autotunes': did you mean 'max_autotune'?"
+    with pytest.raises(Exception, match=re.escape(said)):
+        model.run(scene(model)[0], compiled)
+
+
+def test_matmul_precision(model: TinyModel) -> None:
+    before = torch.get_float32_matmul_precision()
+    calls = scene(model)
+    try:
+        torch.set_float32_matmul_precision("high")
+        outputs = plain(model, calls, backend="aot_eager")
+        torch._dynamo.reset()
+        run = play(model, fxcache_of(model.module, inner_backend="eager"), calls)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert run.decisions == DECISIONS
+    assert equal(run.computed(), run.choose(outputs))
 
 
 @pytest.mark.parametrize("threshold", [0, 0.5], ids=["unmodified", "rewritten"])

@@ -157,6 +157,8 @@ def test_nothing_to_wrap(monkeypatch):
 
 def test_diffusers_has_what_is_wrapped():
     pytest.importorskip("diffusers")
+    pytest.importorskip("peft.utils.hotswap")
+    import diffusers.loaders.peft
     import diffusers.models.cache_utils as cache_utils
     import diffusers.modular_pipelines.modular_pipeline as modular
     import diffusers.pipelines.pipeline_utils as utils
@@ -171,5 +173,6 @@ def test_diffusers_has_what_is_wrapped():
         assert type(bar).__module__.startswith("tqdm")
         assert hasattr(modular.LoopSequentialPipelineBlocks.progress_bar, "__wrapped__")
         assert hasattr(cache_utils.CacheMixin.cache_context, "__wrapped__")
+        assert hasattr(diffusers.loaders.peft.PeftAdapterMixin.fuse_lora, "__wrapped__")
     finally:
         signals.uninstall()

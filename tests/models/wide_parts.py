@@ -1,4 +1,4 @@
-"""Tiny transformers that are parts of other models, decoders of other things than pictures, or keep caches themselves."""
+"""Tiny transformers that are parts of other models, decode other things than pictures, or keep caches themselves."""
 
 from __future__ import annotations
 

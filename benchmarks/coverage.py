@@ -12,6 +12,7 @@ python -m benchmarks.coverage --only-page            docs/coverage.md again, fro
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import multiprocessing
@@ -25,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.coverage_page import PAGE, page, summary_lines, table_rows
+from benchmarks.coverage_page import PAGE, SPLITS, page, summary_lines, table_rows
 from benchmarks.report import RESULTS, environment, table, write_json
 
 INNER = ("eager", "inductor")
@@ -37,14 +38,14 @@ NO_CONFIG = "no config"
 Examine = Callable[[str, str], dict[str, Any]]
 
 
-def examine_class(name: str, inner: str) -> dict[str, Any]:
+def examine_class(name: str, inner: str, splits: Sequence[str] = tuple(SPLITS)) -> dict[str, Any]:
     """The row of one class."""
     from benchmarks.coverage_checks import examine
     from tests.models.every import ENTRIES
 
     if name not in ENTRIES:
         return failed(NO_CONFIG)
-    outcome = examine(ENTRIES[name], inner)
+    outcome = examine(ENTRIES[name], inner, {split: SPLITS[split] for split in splits})
     return {"builder": ENTRIES[name].builder, "ok": outcome.ok, **asdict(outcome)}
 
 
@@ -176,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--models", nargs="+", metavar="CLASS", choices=names, help="examine these only")
     parser.add_argument("--inner-backend", default="both", choices=(*INNER, "both"))
+    parser.add_argument("--splits", nargs="+", choices=tuple(SPLITS), default=tuple(SPLITS), help="default: all")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--json", type=Path, default=RESULTS / "coverage-cpu.json")
     parser.add_argument("--page", type=Path, help=f"default: docs/{PAGE.name} beside the default JSON, else none")
@@ -191,7 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         def keep(found: dict[str, dict[str, Any]]) -> None:
             write_json(given.json, merged(kept, found, names, where))
 
-        report = merged(kept, run_all(given.models or names, inners, given.jobs, keep=keep), names, where)
+        examine = functools.partial(examine_class, splits=given.splits)
+        found = run_all(given.models or names, inners, given.jobs, examine, keep=keep)
+        report = merged(kept, found, names, where)
         print_report(report)
         print(f"written to {given.json}")
     target = given.page or (PAGE if given.json == parser.get_default("json") else None)

@@ -21,8 +21,6 @@ from fxcache.errors import RefusalWarning
 from tests.models.every import Entry
 from tests.models.tiny import TinyModel
 
-SPLITS = ((1, 0), (1, 1), (2, 1))
-"""Fn and Bn; with four blocks per stack the last one leaves a middle of one block."""
 OK = "ok"
 NEVER, SAME, REAL, SIZE, BACK = "never reused", "identical call", "really reused", "second size", "first size again"
 CHECKS = (NEVER, SAME, REAL, SIZE, BACK)
@@ -87,7 +85,7 @@ class Outcome:
         return not self.error and as_expected and self.answers == {OK}
 
 
-def examine(entry: Entry, inner: str, splits: tuple[tuple[int, int], ...] = SPLITS) -> Outcome:
+def examine(entry: Entry, inner: str, splits: Mapping[str, tuple[int, int]]) -> Outcome:
     """Run a model with and without fxcache; whatever goes wrong is in the answer."""
     outcome, began = Outcome(why=entry.refused), time.perf_counter()
     try:
@@ -97,13 +95,13 @@ def examine(entry: Entry, inner: str, splits: tuple[tuple[int, int], ...] = SPLI
             warnings.simplefilter("ignore")
             _explain(tiny, outcome)
             wanted = _plain(tiny, inner)
-            for split in splits:
-                run = Run(tiny, inner, split, sizes=split == splits[0])
+            for name, split in splits.items():
+                run = Run(tiny, inner, split, sizes=not outcome.splits)
                 answers = run.answers(wanted)
                 if run.refusals:
                     outcome.refusal = "; ".join(dict.fromkeys(run.refusals))
                     answers = refused(run.made, wanted, run.refusals, entry.says)
-                outcome.splits["F{}B{}".format(*split)] = answers
+                outcome.splits[name] = answers
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         outcome.error = f"{type(error).__name__}: {_first_line(error)} ({place.name})"

@@ -23,7 +23,6 @@ from tests.models.every import BUILDERS, ENTRIES, Entry, exported
 
 SMALL = Entry("depth_decoder")
 ONE = {"F1B0": (1, 0)}
-ALL = tuple(coverage_page.SPLITS)
 ONES, TWOS = torch.ones(3), torch.full((3,), 2.0)
 TINY = torch.ones(3) + 1e-6
 
@@ -136,24 +135,26 @@ REFUSED = {
     coverage_checks.WARNED: "ok",
     coverage_checks.ALONE: "ok",
 }
+FINE = {split: {"c": "ok"} for split in coverage_page.SPLITS}
+LEFT = dict.fromkeys(coverage_page.SPLITS, REFUSED)
 
 
 @pytest.mark.parametrize(
     ("outcome", "ok", "shown"),
     [
-        (Outcome(trunk="a[4]", expected="a[4]", splits=dict.fromkeys(ALL, {"c": "ok"})), True, "ok"),
+        (Outcome(trunk="a[4]", expected="a[4]", splits=FINE), True, "ok"),
         (Outcome(trunk="a[4]", expected="a[4]", splits={"F1B0": {"c": "ok"}}), True, "ok (F1B0 only)"),
         (
-            Outcome(trunk="b[4]", expected="a[4]", splits=dict.fromkeys(ALL, {"c": "ok"})),
+            Outcome(trunk="b[4]", expected="a[4]", splits=FINE),
             False,
             "trunk b[4] instead of a[4]",
         ),
         (Outcome(trunk="a[4]", expected="a[4]"), False, "not ok"),
-        (Outcome(trunk="a[4]", expected="a[4]", splits=dict.fromkeys(ALL, {"c": "ok"}), error="no"), False, "no"),
-        (Outcome(why="w", refusal="r", splits=dict.fromkeys(ALL, REFUSED)), True, "refused, as it should be"),
-        (Outcome(refusal="r", splits=dict.fromkeys(ALL, REFUSED)), False, "refused: r"),
-        (Outcome(why="w", splits=dict.fromkeys(ALL, {"c": "ok"})), False, "not refused"),
-        (Outcome(trunk="a[4]", expected="a[4]", refusal="r", splits=dict.fromkeys(ALL, REFUSED)), False, "refused: r"),
+        (Outcome(trunk="a[4]", expected="a[4]", splits=FINE, error="no"), False, "no"),
+        (Outcome(why="w", refusal="r", splits=LEFT), True, "refused, as it should be"),
+        (Outcome(refusal="r", splits=LEFT), False, "refused: r"),
+        (Outcome(why="w", splits=FINE), False, "not refused"),
+        (Outcome(trunk="a[4]", expected="a[4]", refusal="r", splits=LEFT), False, "refused: r"),
     ],
 )
 def test_a_class_is_judged(outcome: Outcome, ok: bool, shown: str):

@@ -68,6 +68,8 @@ class Outcome:
     """The warning that the user reads."""
     why: str = ""
     """Why the class should be refused, in one line."""
+    one_size: str = ""
+    """Why no second size was tried."""
     splits: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
@@ -87,16 +89,17 @@ class Outcome:
 
 def examine(entry: Entry, inner: str, splits: Mapping[str, tuple[int, int]]) -> Outcome:
     """Run a model with and without fxcache; whatever goes wrong is in the answer."""
-    outcome, began = Outcome(why=entry.refused), time.perf_counter()
+    outcome, began = Outcome(why=entry.refused, one_size=entry.one_size), time.perf_counter()
     try:
         tiny = entry.build()
         outcome.expected = entry.expected(tiny)
         with torch.no_grad(), torch._dynamo.config.patch(**tiny.dynamo), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _explain(tiny, outcome)
-            wanted = _plain(tiny, inner)
+            sizes = not entry.one_size
+            wanted = _plain(tiny, inner, (START, NEXT, OTHER) if sizes else (START, NEXT))
             for name, split in splits.items():
-                run = Run(tiny, inner, split, sizes=not outcome.splits)
+                run = Run(tiny, inner, split, sizes=sizes and not outcome.splits)
                 answers = run.answers(wanted)
                 if run.refusals:
                     outcome.refusal = "; ".join(dict.fromkeys(run.refusals))
@@ -120,11 +123,11 @@ def _explain(tiny: TinyModel, outcome: Outcome) -> None:
     outcome.blocks, outcome.streams, outcome.graphs = len(found.blocks), len(found.streams), len(found.graphs)
 
 
-def _plain(tiny: TinyModel, inner: str) -> dict[Call, Any]:
+def _plain(tiny: TinyModel, inner: str, calls: Sequence[Call]) -> dict[Call, Any]:
     """The answers of the model without fxcache, compiled by the same compiler and called in the same order."""
     torch._dynamo.reset()
     module = tiny.module if inner == "eager" else torch.compile(tiny.module, backend=inner)
-    return {call: tiny.call(call.arguments(tiny), module) for call in (START, NEXT, OTHER)}
+    return {call: tiny.call(call.arguments(tiny), module) for call in calls}
 
 
 @dataclass

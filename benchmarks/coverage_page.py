@@ -40,7 +40,8 @@ def outcome(row: Mapping[str, Any]) -> str:
     """What became of a class, in a word or in what was seen instead."""
     if row["ok"]:
         part = "" if len(row["splits"]) == len(SPLITS) else f" ({', '.join(row['splits'])} only)"
-        return f"refused, as it should be{part}" if row["refusal"] else f"ok{part}"
+        note = f"; one size only: {row['one_size']}" if row.get("one_size") else ""
+        return f"refused, as it should be{part}" if row["refusal"] else f"ok{part}{note}"
     return "; ".join(faults(row)) or "not ok"
 
 

@@ -9,7 +9,7 @@ import diffusers as D
 import torch
 
 from tests.models.tiny import Draw, TinyModel, case
-from tests.models.wide_inputs import FRAMES, picture, video
+from tests.models.wide_inputs import FRAMES, ids, picture, video
 
 TEXT = 7
 """Text tokens in front of the picture, where both lie in one sequence."""
@@ -259,6 +259,31 @@ def _sana_wm_refiner_inputs(draw: Draw, n: int) -> dict[str, Any]:
     }
 
 
+def _flux3_single(n: int) -> Any:
+    return D.Flux3Transformer2DModel(
+        in_channels=8,
+        cond_in_channels=8,
+        num_layers=n // 2,
+        num_single_layers=n,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_channels=20,
+        axes_dims_rope=(4, 4, 4, 4),
+    )
+
+
+def _flux3_single_inputs(draw: Draw, n: int) -> dict[str, Any]:
+    return {
+        "hidden_states": draw.latents(draw.batch, draw.tokens, 8),
+        "encoder_hidden_states": draw.content(draw.batch, 9, 24),
+        "timestep": draw.time(1.0, dtype=draw.dtype),
+        "img_ids": ids(draw, 4),
+        "txt_ids": torch.zeros(9, 4, dtype=draw.dtype),
+        "return_dict": False,
+    }
+
+
 WIDE_PACKED: dict[str, Callable[..., TinyModel]] = {
     "bria_fibo2": case(_bria_fibo2, _bria_fibo2_inputs, "layers"),
     "joyimage_plus": case(_joyimage_plus, _joyimage_plus_inputs, "double_blocks"),
@@ -283,6 +308,7 @@ WIDE_PACKED: dict[str, Callable[..., TinyModel]] = {
     "qwen21": case(_qwen21, _qwen21_inputs, "transformer_blocks", fullgraph=False),
     "cosmos3": case(_cosmos3, _cosmos3_inputs, "layers", changing=("vision_tokens", "vision_timesteps")),
     "sana_wm": case(_sana_wm, _sana_wm_inputs, "blocks"),
+    "flux3_single": case(_flux3_single, _flux3_single_inputs, "single_transformer_blocks"),
     "sana_wm_refiner": case(_sana_wm_refiner, _sana_wm_refiner_inputs, "transformer_blocks"),
 }
 """Builders of models with packed or mixed inputs."""

@@ -46,6 +46,7 @@ def _dreamlite(n: int) -> Any:
 
 
 def _dual(n: int) -> Any:
+    """Two models side by side, the second one first; one of them is the trunk."""
     return DualTransformer2DModel(num_layers=n, **_BASIC)
 
 
@@ -206,7 +207,7 @@ WIDE_PARTS: dict[str, Callable[..., TinyModel]] = {
     ),
     "transformer_2d": case(_transformer_2d, _feature_map(9), "transformer_blocks", changing=("hidden_states",)),
     "dreamlite": case(_dreamlite, _feature_map(9), "transformer_blocks", changing=("hidden_states",)),
-    "dual": case(_dual, _feature_map(77 + 257), "transformers.0.transformer_blocks", changing=("hidden_states",)),
+    "dual": case(_dual, _feature_map(77 + 257), "transformers.1.transformer_blocks", changing=("hidden_states",)),
     "temporal": case(_temporal, _temporal_inputs, "transformer_blocks", changing=("hidden_states",)),
     "depth_decoder": case(
         _depth_decoder,

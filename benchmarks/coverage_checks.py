@@ -102,7 +102,8 @@ def examine(entry: Entry, inner: str, splits: Mapping[str, tuple[int, int]]) -> 
                 run = Run(tiny, inner, split, sizes=sizes and not outcome.splits)
                 answers = run.answers(wanted)
                 if run.refusals:
-                    outcome.refusal = "; ".join(dict.fromkeys(run.refusals))
+                    said = "; ".join(dict.fromkeys(run.refusals))
+                    outcome.refusal = re.sub(r" at /\S*/", " at ", said)  # without the folders of this machine
                     answers = refused(run.made, wanted, run.refusals, entry.says)
                 outcome.splits[name] = answers
     except Exception as error:

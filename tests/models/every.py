@@ -58,6 +58,8 @@ def exported() -> list[str]:
     )
 
 
+SCATTERED = "graph breaks cut the model into at least [0-9]+ graphs, none of them with a usable trunk"
+
 ENTRIES: dict[str, Entry] = {
     "AceStepTransformer1DModel": Entry("ace_step"),
     "AllegroTransformer3DModel": Entry("allegro"),
@@ -85,11 +87,19 @@ ENTRIES: dict[str, Entry] = {
     "FluxTransformer2DModel": Entry("flux"),
     "GlmImageTransformer2DModel": Entry("glm_image"),
     "HeliosTransformer3DModel": Entry("helios"),
-    "HiDreamImageTransformer2DModel": Entry("hidream"),
+    "HiDreamImageTransformer2DModel": Entry(
+        "hidream", refused="a graph break in every block, where its experts are chosen by data", says=SCATTERED
+    ),
     "HunyuanDiT2DModel": Entry("hunyuan_dit"),
     "HunyuanImageTransformer2DModel": Entry("hunyuan_image"),
-    "HunyuanVideo15Transformer3DModel": Entry("hunyuan_video15"),
-    "HunyuanVideoFramepackTransformer3DModel": Entry("framepack"),
+    "HunyuanVideo15Transformer3DModel": Entry(
+        "hunyuan_video15",
+        refused="the texts are joined by their masks, so the size of what would be cached depends on data",
+        says=f"{SCATTERED}: the size of a cached value depends on data",
+    ),
+    "HunyuanVideoFramepackTransformer3DModel": Entry(
+        "framepack", refused="the text is cut by its mask, so the size of what would be cached depends on data"
+    ),
     "HunyuanVideoTransformer3DModel": Entry("hunyuan_video"),
     "Ideogram4Transformer2DModel": Entry("ideogram4"),
     "JoyImageEditPlusTransformer3DModel": Entry("joyimage_plus"),
@@ -133,7 +143,9 @@ ENTRIES: dict[str, Entry] = {
     "T5FilmDecoder": Entry("t5_film"),
     "Transformer2DModel": Entry("transformer_2d"),
     "TransformerTemporalModel": Entry("temporal"),
-    "WanAnimate2Transformer3DModel": Entry("wan_animate2"),
+    "WanAnimate2Transformer3DModel": Entry(
+        "wan_animate2", refused="every block reads the number of frames, rows and columns from a tensor", says=SCATTERED
+    ),
     "WanAnimateTransformer3DModel": Entry("wan_animate"),
     "WanTransformer3DModel": Entry("wan"),
     "WanVACETransformer3DModel": Entry("wan_vace"),

@@ -258,7 +258,7 @@ def _is_ours(backend: object) -> bool:
     return getattr(backend, "compiler_fn", backend) is _backend
 
 
-def _first_break(error: Unsupported) -> str:
+def _first_break(error: Unsupported | UserError) -> str:
     return _reason(str(error), getattr(error, "real_stack", None) or ())
 
 

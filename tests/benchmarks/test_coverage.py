@@ -117,7 +117,7 @@ def disturbed(which: Callable[[Call, str], bool]) -> Callable[[pytest.MonkeyPatc
     ("fault", "shown"),
     [
         (reused_where_it_may_not, "never reused (F1B0): decided ."),
-        (never_reused, "identical call (F1B0): decided C"),
+        (never_reused, "identical call (F1B0): decided -"),
         (disturbed(lambda call, decision: call.size == 0 and decision == "C"), "never reused (F1B0): off by"),
         (disturbed(lambda call, decision: call.size == 0 and decision == "."), "identical call (F1B0): off by"),
         (disturbed(lambda call, decision: call.size == 1 and decision == "."), "second size (F1B0): off by"),

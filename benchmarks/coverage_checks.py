@@ -212,8 +212,8 @@ def skipped(made: Made, wanted: Any) -> str:
 def refused(
     made: Sequence[tuple[Call, Made]], wanted: Mapping[Call, Any], refusals: Sequence[str], says: str
 ) -> dict[str, str]:
-    """The answers for a class that is refused: one warning, and the plain model bit for bit."""
-    said = len(refusals) == 1 and re.search(says, refusals[0]) is not None
+    """The answers for a class that is refused: one warning (for each size the same), and the plain model bit for bit."""
+    said = len(set(refusals)) == 1 and re.search(says, refusals[0]) is not None
     untouched = all(decision == "-" for _, (decision, _) in made)
     plain = worst([OK if same(out, wanted[call]) else "not as plain" for call, (_, out) in made])
     return {

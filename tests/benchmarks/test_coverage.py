@@ -170,7 +170,7 @@ def test_a_refusal_has_one_warning_with_the_reason_and_changes_nothing():
     assert judge([(call, ("-", ONES))], wanted, ["no trunk"], "trunk") == REFUSED
     assert judge([(call, ("-", TINY))], wanted, ["no trunk"], "trunk")[coverage_checks.ALONE] == "not as plain"
     assert judge([(call, ("C", ONES))], wanted, ["no trunk"], "trunk")[coverage_checks.ALONE] == "cached after all"
-    for refusals in (["no trunk", "no trunk"], ["other"], []):
+    for refusals in (["no trunk", "no trunk either"], ["other"], []):
         assert judge([(call, ("-", ONES))], wanted, refusals, "trunk")[coverage_checks.WARNED] != "ok"
 
 

@@ -212,7 +212,7 @@ def skipped(made: Made, wanted: Any) -> str:
 def refused(
     made: Sequence[tuple[Call, Made]], wanted: Mapping[Call, Any], refusals: Sequence[str], says: str
 ) -> dict[str, str]:
-    """The answers for a class that is refused: one warning (for each size the same), and the plain model bit for bit."""
+    """The answers for a class that is refused: the same warning for every size, and the plain model."""
     said = len(set(refusals)) == 1 and re.search(says, refusals[0]) is not None
     untouched = all(decision == "-" for _, (decision, _) in made)
     plain = worst([OK if same(out, wanted[call]) else "not as plain" for call, (_, out) in made])

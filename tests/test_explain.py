@@ -160,6 +160,22 @@ def test_a_graph_break_is_reported_and_the_trunk_found(device: str):
     assert entries(model) == 0
 
 
+class Lengths(Stack):
+    """Takes a way that depends on what a tensor holds."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        lengths = hidden_states.argmax(dim=1)[:, 0].tolist()
+        return super().forward(hidden_states * len(set(lengths)), timestep)
+
+
+def test_a_break_where_values_decide_is_reported_and_the_trunk_found():
+    model = Lengths()
+    found = fxcache.explain(model, *inputs())
+    assert found.refusal is None and found.trunk == "blocks[6]"
+    assert found.broken is not None and "data-dependent" in found.broken
+    assert entries(model) == 0
+
+
 @pytest.mark.parametrize("breaks", [False, True])
 def test_explaining_leaves_no_trace(breaks: bool):
     model, (latents, time) = Stack(breaks=breaks).eval(), inputs()

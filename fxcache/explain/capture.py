@@ -22,7 +22,7 @@ import torch
 import torch._dynamo
 from torch import nn
 from torch._dynamo.convert_frame import register_bytecode_hook
-from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+from torch._dynamo.exc import BackendCompilerFailed, Unsupported, UserError
 from torch._dynamo.guards import DeletedGuardManagerWrapper
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
@@ -96,7 +96,7 @@ def capture_call(
         except BackendCompilerFailed as error:
             if not isinstance(getattr(error, "inner_exception", None), _Stop):
                 raise
-        except Unsupported as error:
+        except (Unsupported, UserError) as error:  # the latter where a branch depends on values of tensors
             found.broken = _first_break(error)
         if found.broken is not None:
             _recorder.graphs.clear()
@@ -258,7 +258,7 @@ def _is_ours(backend: object) -> bool:
     return getattr(backend, "compiler_fn", backend) is _backend
 
 
-def _first_break(error: Unsupported) -> str:
+def _first_break(error: Unsupported | UserError) -> str:
     return _reason(str(error), getattr(error, "real_stack", None) or ())
 
 

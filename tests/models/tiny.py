@@ -198,6 +198,7 @@ def case(
     changing: tuple[str, ...] = ("hidden_states", "timestep"),
     fullgraph: bool = True,
     dynamo: Mapping[str, bool] | None = None,
+    grids: tuple[tuple[int, int], ...] = GRIDS,
 ) -> Callable[..., TinyModel]:
     """Builder `(layers=4, seed=0, dtype=float32)` from a constructor and an input function that take the layers."""
 
@@ -205,7 +206,14 @@ def case(
         module = seeded(lambda: build(layers), seed, dtype)
         found = tuple((path, len(list(module.get_submodule(path).children()))) for path in stacks)
         return TinyModel(
-            module, lambda draw: make(draw, layers), found, changing, dtype, fullgraph=fullgraph, dynamo=dynamo or {}
+            module,
+            lambda draw: make(draw, layers),
+            found,
+            changing,
+            dtype,
+            fullgraph=fullgraph,
+            grids=grids,
+            dynamo=dynamo or {},
         )
 
     return builder

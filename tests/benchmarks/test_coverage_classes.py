@@ -1,0 +1,36 @@
+"""Every transformer class of diffusers under `inner_backend="eager"`: no split and no other size reuses wrongly.
+
+Graphs of most classes are rewritten and run in `tests/rewrite/test_models.py`; here the classes that only stand here go
+through the public interface, and of the others those that do something special. The rest is slow in sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from benchmarks.coverage_checks import examine
+from benchmarks.coverage_page import SPLITS, faults
+from tests.models.every import ENTRIES
+from tests.models.wide_packed import WIDE_PACKED
+from tests.models.wide_parts import WIDE_PARTS
+
+SPECIAL = {
+    "z_image": "graph breaks in front of the trunk",
+    "omnigen": "a graph break, and a picture in the middle of the text",
+    "latte": "blocks of another stack in between",
+    "flux3": "one of several stacks is the trunk",
+    "hunyuan_dit": "residuals only where the last block runs",
+    "prior": "one token of many is returned",
+}
+QUICK = {*WIDE_PACKED, *WIDE_PARTS, *SPECIAL}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if ENTRIES[name].builder in QUICK else pytest.mark.slow) for name in ENTRIES]
+)
+def test_class(name: str) -> None:
+    quick = ENTRIES[name].builder in QUICK
+    outcome = examine(ENTRIES[name], "eager", {"F2B1": SPLITS["F2B1"]} if quick else SPLITS)
+    assert outcome.ok, faults({**asdict(outcome), "ok": False})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from fxcache.regions.dataflow import has_known_size
 from fxcache.rewrite.outline_middle import COMPUTE, flat
 from fxcache.rewrite.plan import Plan, call, facts_of
 
@@ -62,15 +61,18 @@ def _reuse_branch(operands: list[Node], plan: Plan) -> GraphModule:
         copy.meta = facts_of(operand)
     outputs = []
     rows = {history.row: row for row, history in enumerate(plan.with_gram)}
-    for stream, reference, history in zip(plan.region.streams, plan.bases, plan.caches, strict=True):
+    assert plan.compute is not None
+    crossing = plan.compute.meta["val"]
+    for stream, reference, history, given in zip(plan.region.streams, plan.bases, plan.caches, crossing, strict=True):
         arguments: list[object] = [inside[reference], inside[plan.placeholders[history.spec.name]]]
         if history.predicted:
             # without products of its own every stream has the weights of the first row
             row = rows.get(history.row, 0)
             arguments.append(call(body, torch.ops.aten.select.int, (inside[plan.weights], 0, row)))
-        wanted = stream.live_out.meta["val"].dtype
+        traced = stream.live_out.meta["val"]
+        wanted = traced.dtype
         kwargs = {} if wanted == history.spec.dtype else {"dtype": wanted}
         out = call(body, torch.ops.fxcache.extrapolate.default, tuple(arguments), kwargs)
-        outputs.append(out if has_known_size(stream.live_out) else flat(body, out))
+        outputs.append(flat(body, out) if given.dim() < traced.dim() else out)
     body.output(tuple(outputs))
     return GraphModule(torch.nn.Module(), body)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
+from torch.utils._sympy.functions import Max
 
-from fxcache.regions.dataflow import base_of, depends_on_data, has_known_size, hint, numel_hint, tensor_of
+from fxcache.regions.dataflow import base_of, hint, numel_hint, tensor_of
 from fxcache.rewrite.plan import Plan, call, facts_of, fake_mode_of
 
 COMPUTE = "fxcache_compute"
@@ -25,14 +28,20 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
         out = fxcache_compute(h0, temb);  b2 = out[0];  norm(b2)
 
     Outputs are contiguous, start at offset 0 and alias neither an input nor each other, as branches of a conditional
-    must. One whose size depends on data leaves it flat: what its strides are would depend on whether it is empty.
+    must. One of a size that might be 0 for all that is known leaves it flat: its strides would depend on that.
     """
     region = plan.region
     members = set(region.middle)
     attributes = [n for n in region.operands if n.op == "get_attr" and isinstance(_attribute(gm, n), torch.nn.Module)]
     operands = [node for node in region.operands if node not in attributes]
+    operands += _sizes(gm.graph, [*operands, *region.middle], operands)
     live_outs = [stream.live_out for stream in region.streams]
     mode = fake_mode_of([value.meta["val"] for value in live_outs])
+
+    with mode:
+        vals = tuple(torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in map(_tensor, live_outs))
+    crosses_flat = [_may_be_empty(val) and like is not None for val, like in zip(vals, plan.references, strict=True)]
+    crossing = tuple(val.view(-1) if is_flat else val for val, is_flat in zip(vals, crosses_flat, strict=True))
 
     body = Graph()
     inside: dict[Node, Node] = {}
@@ -49,26 +58,21 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
     for node in region.middle:
         inside[node] = body.node_copy(node, inside.__getitem__)
     results = []
-    for node in live_outs:
-        own = _needs_copy(node, live_outs, members) or not has_known_size(node)
+    for node, is_flat in zip(live_outs, crosses_flat, strict=True):
+        own = is_flat or _needs_copy(node, live_outs, members)
         copied = _contiguous_copy(body, inside[node]) if own else inside[node]
-        results.append(copied if has_known_size(node) else flat(body, copied))
+        results.append(flat(body, copied) if is_flat else copied)
     body.output(tuple(results))
     compute = GraphModule(root, body)
     gm.add_submodule(plan.prefix + COMPUTE, compute)
 
     with gm.graph.inserting_before(region.anchor):
         plan.compute = gm.graph.call_module(plan.prefix + COMPUTE, tuple(operands))
-        with mode:
-            vals = tuple(torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in map(_tensor, live_outs))
-            crossing = tuple(
-                val if has_known_size(node) else val.view(-1) for node, val in zip(live_outs, vals, strict=True)
-            )
         plan.compute.meta["val"] = crossing
         for i, node in enumerate(live_outs):
             out = gm.graph.call_function(operator.getitem, (plan.compute, i))
             out.meta = facts_of(node) | {"val": crossing[i]}
-            if not has_known_size(node):
+            if crosses_flat[i]:
                 out = _in_shape(gm, out, plan.references[i], vals[i])
             plan.outputs.append(out)
     for node, out in zip(live_outs, plan.outputs, strict=True):
@@ -108,12 +112,33 @@ def flat(graph: Graph, node: Node) -> Node:
     return call(graph, torch.ops.aten.view.default, (node, [-1]))
 
 
+def _sizes(graph: Graph, values: list[Node], operands: list[Node]) -> list[Node]:
+    """Inputs with dynamic sizes that a branch computes with and cannot read off the shape of an operand."""
+    seen: list[Any] = [node.meta.get("val") for node in operands]
+    seen += [size for value in seen if isinstance(value, torch.Tensor) for size in value.shape]
+    read = {size.node.expr for size in seen if isinstance(size, torch.SymInt)}
+    missing = free_symbols([node.meta.get("val") for node in values]) - read
+    found: dict[Any, Node] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        value = node.meta["val"]
+        if isinstance(value, torch.SymInt) and value.node.expr in missing and node not in operands:
+            found.setdefault(value.node.expr, node)
+    return list(found.values())
+
+
+def _may_be_empty(contiguous: torch.Tensor) -> bool:
+    """Say whether a stride stands for "the size, but at least 1", which the tracing of a conditional cannot follow."""
+    strides: tuple[Any, ...] = contiguous.stride()
+    return any(isinstance(stride, torch.SymInt) and stride.node.expr.has(Max) for stride in strides)
+
+
 def _in_shape(gm: GraphModule, out: Node, like: Node | None, val: torch.Tensor) -> Node:
-    """Give a flat value the shape of another one, whose size only the running graph knows."""
+    """Give a flat value the shape of another one, which the running graph reads off that."""
     assert like is not None
+    shape: tuple[Any, ...] = val.shape
     sizes = [
-        call(gm.graph, torch.ops.aten.sym_size.int, (like, axis)) if depends_on_data(size) else size
-        for axis, size in enumerate(val.shape)
+        call(gm.graph, torch.ops.aten.sym_size.int, (like, axis)) if isinstance(size, torch.SymInt) else size
+        for axis, size in enumerate(shape)
     ]
     shaped = gm.graph.call_function(torch.ops.aten.view.default, (out, sizes))
     shaped.meta = dict(out.meta) | {"val": val}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch._inductor import inductor_prims, ir
 from torch._inductor.lowering import register_lowering
 from torch._inductor.virtualized import V
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._pytree import tree_flatten
 
 from fxcache.regions.dataflow import is_impure, is_view, tensor_of, value_of
@@ -103,6 +104,8 @@ class _Block:
     nodes: list[Node]
     outputs: set[int]
     """Positions in `nodes`."""
+    sizes: list[Node]
+    """Inputs of the graph that hold dynamic sizes which the block computes with."""
     structure: Any
 
 
@@ -113,22 +116,25 @@ def _blocks(graph: Graph) -> Iterator[_Block]:
     for node in order:
         if _MARK in node.meta and node.op == "call_function":
             marked.setdefault(node.meta[_MARK], []).append(node)
+    inputs = [node for node in order if node.op == "placeholder" and isinstance(value_of(node), torch.SymInt)]
+    sizes = {value_of(node).node.expr: node for node in inputs}
     for nodes in marked.values():
-        block = _cut_out(nodes, order[position[nodes[0]] : position[nodes[-1]] + 1])
+        block = _cut_out(nodes, order[position[nodes[0]] : position[nodes[-1]] + 1], sizes)
         if block is not None:
             yield block
 
 
-def _cut_out(marked: list[Node], span: list[Node]) -> _Block | None:
+def _cut_out(marked: list[Node], span: list[Node], sizes: Mapping[Any, Node]) -> _Block | None:
     """A block and what lies between its parts; None if one call cannot stand for it."""
-    members, (number, *others) = set(marked), {node.meta[_MARK] for node in marked}
-    assert not others
+    members, number = set(marked), marked[0].meta[_MARK]
     dependent = _dependent(span, members)
     for node in reversed(span):
         if node in dependent and any(user in members for user in node.users):
             members.add(node)
     if any(is_impure(node) for node in span) or any(node.meta.get(_MARK, number) != number for node in members):
         return None
+    if any(node.meta.get("unbacked_bindings") for node in members):
+        return None  # a size that is read off data has a name of its own in every block
     nodes = [node for node in span if node in members]
     outputs = {i for i, node in enumerate(nodes) if any(user not in members for user in node.users)}
     if not outputs or not all(tensor_of(nodes[i]) is not None for i in outputs):
@@ -136,7 +142,11 @@ def _cut_out(marked: list[Node], span: list[Node]) -> _Block | None:
     operands = _operands(nodes)
     if not all(isinstance(value_of(node), (torch.Tensor, torch.SymInt)) for node in operands):
         return None
-    return _Block(nodes, outputs, _structure(nodes, operands))
+    symbols = free_symbols([value_of(node) for node in (*operands, *nodes)])
+    if not symbols <= sizes.keys():
+        return None
+    read = [sizes[symbol] for symbol in sorted(symbols, key=str) if sizes[symbol] not in operands]
+    return _Block(nodes, outputs, read, (*_structure(nodes, operands), tuple(read)))
 
 
 def _dependent(span: Iterable[Node], members: Collection[Node]) -> set[Node]:
@@ -184,7 +194,7 @@ def _operand_kind(node: Node) -> Any:
     if not isinstance(value, torch.Tensor):
         return str(value)
     sizes = tuple(map(str, (*value.shape, *value.stride(), value.storage_offset())))
-    return (sizes, value.dtype, value.device)
+    return (sizes, value.dtype, value.device, _WEIGHT in node.meta)
 
 
 def _share(gm: GraphModule, group: Sequence[_Block], name: str) -> None:
@@ -192,7 +202,7 @@ def _share(gm: GraphModule, group: Sequence[_Block], name: str) -> None:
     outputs = sorted(set().union(*(block.outputs for block in group)))
     body = Graph()
     inside: dict[Node, Node] = {}
-    for i, node in enumerate(_operands(template.nodes)):
+    for i, node in enumerate([*_operands(template.nodes), *template.sizes]):
         inside[node] = body.placeholder(f"operand_{i}")
         inside[node].meta = dict(node.meta)
     for node in template.nodes:
@@ -223,12 +233,14 @@ def _replace(gm: GraphModule, block: _Block, name: str, outputs: list[int], mode
         operands = []
         for i, node in enumerate(_operands(block.nodes)):
             if tensor_of(node) is not None and _WEIGHT not in node.meta:
-                target, arguments = (conform_layout, (node, models[i])) if models else (settle_layout, (node,))
-                operands.append(graph.call_function(target, arguments))
+                target, read = (conform_layout, (node, models[i])) if models else (settle_layout, (node,))
+                operands.append(graph.call_function(target, read))
                 operands[-1].meta = _unmarked(node)
             else:
                 operands.append(node)
-        anchor = call = graph.call_function(torch.ops.higher_order.invoke_subgraph, (attribute, name, *operands))
+        anchor = call = graph.call_function(
+            torch.ops.higher_order.invoke_subgraph, (attribute, name, *operands, *block.sizes)
+        )
         call.meta = _unmarked(last)
         call.meta["val"] = tuple(block.nodes[i].meta["val"] for i in outputs)
     for member, i in enumerate(outputs):
@@ -263,16 +275,18 @@ own_memory = inductor_prims.make_prim(
 
 @register_lowering(own_memory, type_promotion_kind=None)
 def _own(value: Any) -> Any:
-    """Copy what is part of something larger: Inductor uses the memory of what a submodule returns again, as a whole."""
+    """Copy what is part of something larger, an input or returned already.
+
+    Inductor takes every result of a submodule for a buffer of its own, and uses its memory again.
+    """
     settled = settle(value)
-    layout = settled.get_layout()
-    if isinstance(layout, ir.NonOwningLayout) or str(layout.offset) != "0" or not _is_whole(settled):
+    layout, name = settled.get_layout(), settled.get_name()
+    returned: set[str] = V.graph.__dict__.setdefault("fxcache_returned", set())
+    is_part = isinstance(layout, ir.NonOwningLayout) or isinstance(settled.data, ir.ReinterpretView)
+    if is_part or str(layout.offset) != "0" or name in returned or name in V.graph.graph_inputs:
         settled = settle(ir.ExternKernel.copy_input(settled))
+    returned.add(settled.get_name())
     return settled
-
-
-def _is_whole(value: Any) -> bool:
-    return not isinstance(value.data, ir.ReinterpretView)
 
 
 conform_layout = inductor_prims.make_prim(

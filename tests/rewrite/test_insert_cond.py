@@ -143,7 +143,8 @@ def test_dynamic_sizes() -> None:
         getitem_4: f32[0] = getitem(decide, 3)
         fxcache_reuse = fxcache_reuse
         fxcache_compute_1 = fxcache_compute
-        cond: (f32[n0, 4]) = cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, add_1, n, image_1, fxcache_cache_0))
+        cond: (f32[n0, 4]) = \
+            cond(getitem_1, fxcache_reuse, fxcache_compute_1, (w, add_1, n, length, image_1, fxcache_cache_0))
         getitem: f32[n0, 4] = getitem(cond, 0)
         relu_3: f32[n0, 4] = relu(getitem)
         return (relu_3)
@@ -151,6 +152,7 @@ def test_dynamic_sizes() -> None:
             w: f32[4, 4]
             add_1: f32[n0 + n1, 4]
             n: int
+            length: int
             image_1: f32[n0, 4]
             fxcache_cache_0: f32[1, n0, 4]
             mm_4: f32[n0 + n1, 4] = mm(add_1, w)
@@ -164,6 +166,7 @@ def test_dynamic_sizes() -> None:
             w: f32[4, 4]
             add_1: f32[n0 + n1, 4]
             n: int
+            length: int
             image_1: f32[n0, 4]
             fxcache_cache_0: f32[1, n0, 4]
             extrapolate: f32[n0, 4] = fxcache::extrapolate(image_1, fxcache_cache_0)

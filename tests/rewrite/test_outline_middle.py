@@ -118,7 +118,7 @@ def test_dynamic_sizes() -> None:
         add_1: f32[n0 + n1, 4] = add(add, mm_3)
         n: int = sym_size(e, 0)
         image_1: f32[n0, 4] = slice(add_1, 0, n, 9223372036854775807)
-        fxcache_compute: (f32[n0, 4]) = fxcache_compute(w, add_1, n)
+        fxcache_compute: (f32[n0, 4]) = fxcache_compute(w, add_1, n, length)
         getitem: f32[n0, 4] = getitem(fxcache_compute, 0)
         relu_3: f32[n0, 4] = relu(getitem)
         return (relu_3)
@@ -126,6 +126,7 @@ def test_dynamic_sizes() -> None:
             w: f32[4, 4]
             add_1: f32[n0 + n1, 4]
             n: int
+            length: int
             mm_4: f32[n0 + n1, 4] = mm(add_1, w)
             relu_2: f32[n0 + n1, 4] = relu(mm_4)
             mm_5: f32[n0 + n1, 4] = mm(relu_2, w)

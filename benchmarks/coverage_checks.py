@@ -99,7 +99,7 @@ def examine(entry: Entry, inner: str, splits: Mapping[str, tuple[int, int]]) -> 
             sizes = not entry.one_size
             wanted = _plain(tiny, inner, (START, NEXT, OTHER) if sizes else (START, NEXT))
             for name, split in splits.items():
-                run = Run(tiny, inner, split, sizes=sizes and not outcome.splits)
+                run = Run(tiny, inner, split, sizes=sizes and not outcome.splits, settle=entry.settle)
                 answers = run.answers(wanted)
                 if run.refusals:
                     said = "; ".join(dict.fromkeys(run.refusals))
@@ -140,6 +140,8 @@ class Run:
     split: tuple[int, int]
     sizes: bool = True
     """Whether another size comes in between."""
+    settle: int = 1
+    """Calls until something is stored of a generation or a size."""
     made: list[tuple[Call, Made]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
@@ -172,11 +174,13 @@ class Run:
             answers[NEVER] = worst([computed(self(call), wanted[call]) for call in (START, NEXT)])
             answers[SAME] = reused(self(NEXT), wanted[NEXT])
             if self.sizes:
-                answers[SIZE] = worst([computed(self(OTHER), wanted[OTHER]), reused(self(OTHER), wanted[OTHER])])
+                others = [computed(self(OTHER), wanted[OTHER]) for _ in range(self.settle)]
+                answers[SIZE] = worst([*others, reused(self(OTHER), wanted[OTHER])])
                 answers[BACK] = right(self(NEXT), wanted[NEXT])
         fxcache.refresh_context(self.tiny.module, residual_diff_threshold=FAR)
         with fxcache.generation():
-            self(START)
+            for _ in range(self.settle):
+                self(START)
             answers[REAL] = skipped(self(NEXT), wanted[NEXT])
         return {check: answers[check] for check in CHECKS if check in answers}
 

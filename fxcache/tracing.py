@@ -11,20 +11,38 @@ from collections.abc import Callable
 from typing import Any
 
 import torch._dynamo.config
+from torch._dynamo.exc import BackendCompilerFailed, UserError
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-SETTINGS = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": True}
+from fxcache.errors import FxcacheError
+
+SETTINGS: dict[str, Any] = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": True}
+TOO_MUCH = (GuardOnDataDependentSymNode, UserError, BackendCompilerFailed)
+"""What Dynamo raises where somebody has to know a value that these settings keep in the graph."""
 
 
 def keeping_whole(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the compiled call of a module, tracing under `SETTINGS` what it has to trace."""
+    """Return the compiled call of a module, tracing under `SETTINGS` what it has to trace.
+
+    A model whose code needs such a value is traced as Dynamo does by default, from that call on.
+    """
     # The public `config.patch` takes eight times as long; Dynamo uses this for `dynamic`.
     enter = torch._dynamo.config._make_closure_patcher(**SETTINGS)
+    holds = True
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal holds
+        if not holds:
+            return compiled(*args, **kwargs)
         leave = enter()
         try:
             return compiled(*args, **kwargs)
+        except TOO_MUCH as error:
+            if isinstance(getattr(error, "inner_exception", None), FxcacheError):
+                raise
+            holds = False
         finally:
             leave()
+        return compiled(*args, **kwargs)
 
     return call

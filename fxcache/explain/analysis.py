@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxcache.errors import Refusal
 from fxcache.explain.capture import Capture, Captured
@@ -77,12 +76,7 @@ def _result(graph: Captured, options: Options) -> Rewritten | Refusal:
         return Refusal(
             "the options never reuse a step: the threshold must be above 0 and the limits of cached steps not 0"
         )
-    result = rewrite(graph.aten, graph.static, options)
-    if isinstance(result, Rewritten):
-        unbacked = [spec.name for spec in result.state if any(free_unbacked_symbols(size) for size in spec.shape)]
-        if unbacked:
-            return Refusal("the size of a cached value depends on data, not on the sizes of inputs", tuple(unbacked))
-    return result
+    return rewrite(graph.aten, graph.static, options)
 
 
 def _flops_of(aten: GraphModule) -> dict[str, int]:

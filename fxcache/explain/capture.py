@@ -30,6 +30,7 @@ from torch.fx.node import map_aggregate
 from fxcache.errors import FxcacheError
 from fxcache.inner import compile_through
 from fxcache.options import Options
+from fxcache.tracing import SETTINGS, TOO_MUCH
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -99,9 +100,15 @@ def capture_call(
         except (Unsupported, UserError) as error:  # the latter where a branch depends on values of tensors
             found.broken = _first_break(error)
         if found.broken is not None:
-            _recorder.graphs.clear()
             _recorder.keep_running = True
-            _run_in_parts(module, args, kwargs, dynamic)
+            for settings in (SETTINGS, {}):
+                _recorder.graphs.clear()
+                try:
+                    _run_in_parts(module, args, kwargs, dynamic, settings)
+                    break
+                except TOO_MUCH:
+                    if not settings:
+                        raise
     return found
 
 
@@ -217,7 +224,13 @@ def _fresh_call() -> Callable[..., Any]:
     return types.FunctionType(call.__code__.replace(co_name=f"explained_{next(_calls)}"), call.__globals__)
 
 
-def _run_in_parts(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool | None) -> None:
+def _run_in_parts(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    dynamic: bool | None,
+    settings: Mapping[str, Any],
+) -> None:
     codes: set[types.CodeType] = set()
     mine = threading.get_ident()
 
@@ -228,7 +241,7 @@ def _run_in_parts(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     hook = register_bytecode_hook(note)
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     # Sizes seen here must not make Dynamo trace the caller's own compilation with dynamic shapes.
-    unseen = torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=_ENOUGH)
+    unseen = torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=_ENOUGH, **settings)
     try:
         with unseen, torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.compile(_fresh_call(), backend=_backend, dynamic=dynamic)(module, args, kwargs)

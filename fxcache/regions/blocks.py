@@ -19,7 +19,9 @@ from fxcache.regions.dataflow import is_heavy
 _HEAD = re.compile(r"^[LG]\['[^']*'\]")
 _TOKEN = re.compile(r"[A-Za-z_]\w*|\d+")
 _NUMBERED = re.compile(r"(.*\D)(\d+)")
-_DROPPED = frozenset({"__dict__", "_modules", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+_DROPPED = frozenset(
+    {"__dict__", "__self__", "_modules", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+)
 
 
 @dataclass(frozen=True)

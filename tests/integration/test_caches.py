@@ -18,7 +18,7 @@ from tests.integration.scenes import DECISIONS
 PROGRAM = Path(__file__).with_name("cache_process.py")
 PLAIN: dict[str, Any] = {"fxcache": None}
 CACHED: dict[str, Any] = {"fxcache": {}}
-REFUSED: dict[str, Any] = {"fxcache": {"trunk": ["nowhere"]}}
+REFUSED: dict[str, Any] = {"fxcache": {"trunk": ["nowhere"], "share_blocks": False}}
 
 
 def process(folder: Path, *jobs: dict[str, Any], error: float = 1e-5, **variables: str) -> list[dict[str, Any]]:
@@ -137,11 +137,16 @@ def test_what_shapes_the_graph_meets_no_older_artefact(folder: Path) -> None:
 
 def test_plain_inductor_never_meets_a_rewritten_graph(tmp_path: Path) -> None:
     (cached,) = process(tmp_path, CACHED)
-    plain, off = process(tmp_path, PLAIN, {"fxcache": {"residual_diff_threshold": 0}})
+    never = {"residual_diff_threshold": 0}
+    plain, off, sharing = process(tmp_path, PLAIN, {"fxcache": {**never, "share_blocks": False}}, {"fxcache": never})
     assert reused(cached)
     assert found(plain) == COMPILED and found(off) == WHOLE  # what can never reuse is plain Inductor's
-    assert not reused(plain) and not reused(off)
-    assert plain["decisions"] == off["decisions"] == "CCCC"
+    assert found(sharing) == COMPILED  # but not where blocks are shared
+    assert not reused(plain) and not reused(off) and not reused(sharing)
+    assert plain["decisions"] == off["decisions"] == sharing["decisions"] == "CCCC"
+    assert plain["same"][0] == off["same"][0] == sharing["same"][0]
+    (again,) = process(tmp_path, {"fxcache": never})
+    assert found(again) == WHOLE and again["same"][0] == plain["same"][0]
 
 
 def test_a_refusal_is_said_by_every_process(folder: Path) -> None:

@@ -107,17 +107,21 @@ def share(gm: GraphModule, static: Collection[int], options: Options) -> GraphMo
     placeholders = [node for node in mine.graph.nodes if node.op == "placeholder"]
     parameters = {placeholders[i] for i in static}
     trunk = find_trunk(mine.graph, Flow(mine.graph), parameters)
-    if isinstance(trunk, Refusal) or (options.share_blocks is None and _rounds(trunk)):
+    if isinstance(trunk, Refusal) or (options.share_blocks is None and _may_change_bits(trunk)):
         return None
     passes = _sharing(trunk, parameters, options)
     records = [run_pass(number, one, mine, None, _folder(options)) for number, one in enumerate(passes)]
     return mine if any(record.changes for record in records) else None
 
 
-def _rounds(trunk: Trunk) -> bool:
-    """Say whether a border between blocks rounds what Inductor would keep in float32 inside a kernel."""
-    values = (tensor_of(node) for block in trunk.blocks for node in block.nodes)
-    return any(value is not None and value.dtype in (torch.bfloat16, torch.float16) for value in values)
+def _may_change_bits(trunk: Trunk) -> bool:
+    """Say whether a border between blocks may show in the last bits.
+
+    It rounds half precision that Inductor would keep in float32 inside a kernel, and nobody has compared GPUs.
+    """
+    values = [tensor_of(node) for block in trunk.blocks for node in block.nodes]
+    half = (torch.bfloat16, torch.float16)
+    return any(value is not None and (value.dtype in half or value.device.type != "cpu") for value in values)
 
 
 def _sharing(trunk: Trunk, parameters: Collection[Node], options: Options) -> tuple[Pass, ...]:

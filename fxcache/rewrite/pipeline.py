@@ -20,6 +20,7 @@ from fxcache.regions.region import Region
 from fxcache.regions.trunk import Trunk, find_trunk
 from fxcache.regions.units import discover_units
 from fxcache.rewrite.commit_state import commit_state
+from fxcache.rewrite.early_sizes import early_sizes
 from fxcache.rewrite.gather_references import gather_references
 from fxcache.rewrite.insert_cond import insert_cond
 from fxcache.rewrite.instruments import Pass, PassRecord, run_pass
@@ -79,6 +80,7 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     ``static`` are the positions of the inputs that hold parameters and buffers.
     """
     mine = copy_graph(gm)
+    early_sizes(mine)
     placeholders = [node for node in mine.graph.nodes if node.op == "placeholder"]
     parameters: set[Node] = {placeholders[i] for i in static}
     folder = _folder(options)

@@ -56,6 +56,10 @@ DECOMPOSED = {"picture_encoder"}
 """Where AOTAutograd's own decompositions round in another way (an interpolation), with or without a cache."""
 
 
+STATIC = {"window_dit"}
+"""Where the size of padded windows leaves the middle under dynamic sizes, which is refused: one graph per size."""
+
+
 def listed(path: str) -> Callable[[Any], Sequence[nn.Module]]:
     return lambda module: list(module.get_submodule(path).children())
 
@@ -132,7 +136,7 @@ def test_a_style(name: str) -> None:
     attribution.forget()
     torch._dynamo.reset()
     options = {"inner_backend": "eager", "on_refusal": "raise", "residual_diff_threshold": THRESHOLD}
-    compiled = fxcache_of(tiny.module, **options)
+    compiled = fxcache_of(tiny.module, False if name in STATIC else None, **options)
     calls, (elsewhere,) = moves(tiny), [tiny.inputs(size=1, seed=3)]
     run = play(tiny, compiled, calls)
     expected = [tiny.run(call) for call in calls]

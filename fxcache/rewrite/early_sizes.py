@@ -1,0 +1,56 @@
+"""Pass: dynamic sizes are read off the first value that has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from fxcache.regions.dataflow import depends_on_data, tensor_of, value_of
+
+
+def early_sizes(gm: GraphModule) -> int:
+    """Read every size where it is known first; return the number of reads that were moved.
+
+    Before::
+
+        h1 = block(h0);  n = sym_size(h1, 1);  ...;  view(h3, (n, 4))
+
+    after::
+
+        n = sym_size(h0, 1);  h1 = block(h0);  ...;  view(h3, (n, 4))
+
+    A size that is read off a value in the middle would leave it, and a conditional returns tensors only.
+    """
+    first: dict[Any, tuple[Node, int | None]] = {}
+    moved = 0
+    for node in list(gm.graph.nodes):
+        value = value_of(node)
+        if node.target is torch.ops.aten.sym_size.int and isinstance(value, torch.SymInt):
+            source, axis = first.get(value.node.expr, (node.args[0], None))
+            if source is not node.args[0] and not depends_on_data(value):
+                moved += 1
+                _read(gm, node, source, axis)
+            continue
+        for axis, size in enumerate(_sizes(node)):
+            if isinstance(size, torch.SymInt):
+                first.setdefault(size.node.expr, (node, axis))
+        if node.op == "placeholder" and isinstance(value, torch.SymInt):
+            first[value.node.expr] = (node, None)
+    return moved
+
+
+def _sizes(node: Node) -> tuple[Any, ...]:
+    value = tensor_of(node)
+    return () if value is None else tuple(value.shape)
+
+
+def _read(gm: GraphModule, node: Node, source: Node, axis: int | None) -> None:
+    if axis is None:
+        node.replace_all_uses_with(source)
+        gm.graph.erase_node(node)
+        return
+    node.args = (source, axis)
+    inputs = [other for other in gm.graph.nodes if other.op == "placeholder"]
+    (inputs[-1] if source.op == "placeholder" else source).append(node)

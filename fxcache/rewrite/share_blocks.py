@@ -5,25 +5,24 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._inductor import inductor_prims, ir
-from torch._inductor.lowering import register_lowering
-from torch._inductor.virtualized import V
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._pytree import tree_flatten
 
 from fxcache.regions.dataflow import is_impure, is_view, tensor_of, value_of
 from fxcache.regions.trunk import Trunk
-from fxcache.rewrite.pin_layouts import settle, settle_layout, with_layout
-from fxcache.rewrite.plan import Plan
+from fxcache.rewrite.borders import conform_layout, own_memory
+from fxcache.rewrite.pin_layouts import settle_layout
+from fxcache.rewrite.plan import Plan, call, fake_mode_of
 
 SHARED = "fxcache_block"
 _MARK = "fxcache_block"
 _WEIGHT = "fxcache_weight"
+_convert = torch.ops.prims.convert_element_type.default
 
 
 def mark_blocks(trunk: Trunk, parameters: Collection[Node]) -> None:
@@ -199,61 +198,110 @@ def _operand_kind(node: Node) -> Any:
 
 def _share(gm: GraphModule, group: Sequence[_Block], name: str) -> None:
     template = group[0]
+    read = _operands(template.nodes)
     outputs = sorted(set().union(*(block.outputs for block in group)))
+    pairs = zip(read, _operands(group[1].nodes), strict=True)
+    # what passes from block to block in half precision is not rounded on the way: Inductor would not do so either
+    wide = {i for i, (one, other) in enumerate(pairs) if one is not other and _is_half(one) and _WEIGHT not in one.meta}
     body = Graph()
     inside: dict[Node, Node] = {}
-    for i, node in enumerate([*_operands(template.nodes), *template.sizes]):
+    for i, node in enumerate([*read, *template.sizes]):
         inside[node] = body.placeholder(f"operand_{i}")
         inside[node].meta = dict(node.meta)
+    for i, node in enumerate(read):
+        if i in wide:
+            given = inside[node]
+            given.meta["val"] = _widened(node)
+            inside[node] = call(body, _convert, (given, node.meta["val"].dtype))
     for node in template.nodes:
         inside[node] = body.node_copy(node, inside.__getitem__)
     results = []
     for i in outputs:
         node = inside[template.nodes[i]]
+        node = call(body, _convert, (node, torch.float32)) if _is_half(node) else node
         results.append(body.call_function(own_memory, (node,)))
         results[-1].meta = dict(node.meta)
     body.output(tuple(results))
     gm.add_submodule(name, GraphModule(torch.nn.Module(), body))
-    models: list[Node] = []
+    calls = _Calls(gm, name, outputs, wide)
     for block in group:
-        models = _replace(gm, block, name, outputs, models)
+        calls.replace(block)
 
 
-def _replace(gm: GraphModule, block: _Block, name: str, outputs: list[int], models: list[Node]) -> list[Node]:
-    """Put a call in the place of a block; return the operands whose layout those of later calls have to have."""
-    graph, last = gm.graph, block.nodes[-1]
-    span = list(itertools.takewhile(lambda node: node is not last, _from(block.nodes[0])))
-    members = set(block.nodes)
-    dependent = _dependent(span, members)
-    later = [node for node in span if node in dependent and node not in members]
-    if any(user in members for node in later for user in node.users):
-        return models  # another call came between parts of it
-    with graph.inserting_before(last.next):
-        attribute = graph.get_attr(name)
-        operands = []
-        for i, node in enumerate(_operands(block.nodes)):
-            if tensor_of(node) is not None and _WEIGHT not in node.meta:
-                target, read = (conform_layout, (node, models[i])) if models else (settle_layout, (node,))
-                operands.append(graph.call_function(target, read))
-                operands[-1].meta = _unmarked(node)
-            else:
-                operands.append(node)
-        anchor = call = graph.call_function(
-            torch.ops.higher_order.invoke_subgraph, (attribute, name, *operands, *block.sizes)
-        )
-        call.meta = _unmarked(last)
-        call.meta["val"] = tuple(block.nodes[i].meta["val"] for i in outputs)
-    for member, i in enumerate(outputs):
-        with graph.inserting_after(anchor):
-            anchor = graph.call_function(operator.getitem, (call, member))
-        anchor.meta = _unmarked(block.nodes[i])
-        block.nodes[i].replace_all_uses_with(anchor)
-    for node in later:
-        anchor.append(node)
-        anchor = node
-    for node in reversed(block.nodes):
-        graph.erase_node(node)
-    return models or operands
+@dataclass
+class _Calls:
+    """The calls of one submodule, made one after the other."""
+
+    gm: GraphModule
+    name: str
+    outputs: list[int]
+    wide: set[int]
+    """Places of the operands that cross in float32."""
+    models: list[Node] = field(default_factory=list)
+    """Operands of the first call, whose layout those of later calls have to have."""
+    widened: dict[Node, Node] = field(default_factory=dict)
+    """By half-precision value: the float32 result of a call that it is made of."""
+
+    def replace(self, block: _Block) -> None:
+        """Put a call in the place of a block; leave the block if another call has come between parts of it."""
+        graph, last = self.gm.graph, block.nodes[-1]
+        span = list(itertools.takewhile(lambda node: node is not last, _from(block.nodes[0])))
+        members = set(block.nodes)
+        dependent = _dependent(span, members)
+        later = [node for node in span if node in dependent and node not in members]
+        if any(user in members for node in later for user in node.users):
+            return
+        with graph.inserting_before(last.next):
+            attribute = graph.get_attr(self.name)
+            operands = [self._operand(i, node) for i, node in enumerate(_operands(block.nodes))]
+            arguments: tuple[Any, ...] = (attribute, self.name, *operands, *block.sizes)
+            anchor = made = graph.call_function(torch.ops.higher_order.invoke_subgraph, arguments)
+        made.meta = _unmarked(last)
+        made.meta["val"] = tuple(_widened(block.nodes[i]) for i in self.outputs)
+        for member, i in enumerate(self.outputs):
+            node = block.nodes[i]
+            with graph.inserting_after(anchor):
+                out = anchor = graph.call_function(operator.getitem, (made, member))
+            out.meta = {**_unmarked(node), "val": made.meta["val"][member]}
+            if _is_half(node):
+                with graph.inserting_after(out):
+                    anchor = call(graph, _convert, (out, node.meta["val"].dtype))
+                anchor.meta = _unmarked(node)
+                self.widened[anchor] = out
+            node.replace_all_uses_with(anchor)
+        for node in later:
+            anchor.append(node)
+            anchor = node
+        for node in reversed(block.nodes):
+            graph.erase_node(node)
+        self.models = self.models or operands
+
+    def _operand(self, place: int, node: Node) -> Node:
+        graph = self.gm.graph
+        if tensor_of(node) is None or _WEIGHT in node.meta:
+            return node
+        if place in self.wide:
+            node = self.widened.get(node) or call(graph, _convert, (node, torch.float32))
+        if self.models:
+            operand = graph.call_function(conform_layout, (node, self.models[place]))
+        else:
+            operand = graph.call_function(settle_layout, (node,))
+        operand.meta = _unmarked(node)
+        return operand
+
+
+def _is_half(node: Node) -> bool:
+    value = tensor_of(node)
+    return value is not None and value.dtype in (torch.bfloat16, torch.float16)
+
+
+def _widened(node: Node) -> Any:
+    """Fake value of a node, in float32 where it has half precision."""
+    value = node.meta["val"]
+    if not _is_half(node):
+        return value
+    with fake_mode_of([value]):
+        return value.to(torch.float32)
 
 
 def _from(node: Node) -> Iterator[Node]:
@@ -264,49 +312,3 @@ def _from(node: Node) -> Iterator[Node]:
 
 def _unmarked(node: Node) -> dict[str, Any]:
     return {key: value for key, value in node.meta.items() if key not in (_MARK, _WEIGHT)}
-
-
-own_memory = inductor_prims.make_prim(
-    "fxcache_own(Tensor input) -> Tensor",
-    lambda value: value.clone(),
-    doc="The same values, in memory that holds nothing else and a layout that Inductor decides about here.",
-)
-
-
-@register_lowering(own_memory, type_promotion_kind=None)
-def _own(value: Any) -> Any:
-    """Copy what is part of something larger, an input or returned already.
-
-    Inductor takes every result of a submodule for a buffer of its own, and uses its memory again.
-    """
-    settled = settle(value)
-    layout, name = settled.get_layout(), settled.get_name()
-    returned: set[str] = V.graph.__dict__.setdefault("fxcache_returned", set())
-    is_part = isinstance(layout, ir.NonOwningLayout) or isinstance(settled.data, ir.ReinterpretView)
-    if is_part or str(layout.offset) != "0" or name in returned or name in V.graph.graph_inputs:
-        settled = settle(ir.ExternKernel.copy_input(settled))
-    returned.add(settled.get_name())
-    return settled
-
-
-conform_layout = inductor_prims.make_prim(
-    "fxcache_conform(Tensor input, Tensor model) -> Tensor",
-    lambda value, model: value.clone(),
-    doc="The same values, in the memory layout of another tensor.",
-)
-
-
-@register_lowering(conform_layout, type_promotion_kind=None)
-def _conform(value: Any, model: Any) -> Any:
-    """Give a value the layout with which the submodule was lowered, at the cost of a copy where it has another."""
-    node = V.graph.current_node
-    wanted = node.args[1].meta["val"]  # type: ignore[union-attr]
-    shaped = ir.ExternKernel.realize_input(ir.ExternKernel.require_exact_strides(value, wanted.stride()))
-    layout = shaped.get_layout()
-    if str(layout.offset) != str(wanted.storage_offset()):
-        # the kernels of the submodule may count on the alignment of the first call
-        copied = ir.ExternKernel.require_exact_strides(ir.ExternKernel.copy_input(shaped), wanted.stride())
-        shaped = ir.ExternKernel.realize_input(copied)
-        layout = shaped.get_layout()
-    node.meta["val"] = with_layout(node.meta["val"], layout.stride, layout.offset)
-    return ir.TensorBox(shaped)

@@ -24,7 +24,7 @@ SPECIAL = {
     "hunyuan_dit": "residuals only where the last block runs",
     "prior": "one token of many is returned",
 }
-QUICK = {*WIDE_PACKED, *WIDE_PARTS, *SPECIAL}
+QUICK = {*SPECIAL, *list(WIDE_PACKED)[:2], *list(WIDE_PARTS)[:2]}
 
 
 @pytest.mark.parametrize(

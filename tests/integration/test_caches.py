@@ -164,12 +164,15 @@ def test_a_refusal_is_said_by_every_process(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("job", "error"),
     [
-        ({"model": "half"}, 0.05),
+        pytest.param({"model": "half"}, 0.05, marks=pytest.mark.slow),
         ({"model": "flux", "dynamic": True}, 1e-5),
         pytest.param(
             {"model": "quantised"},
             0.01,
-            marks=pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra [quant]"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs the extra [quant]"),
+            ],
         ),
     ],
     ids=str,

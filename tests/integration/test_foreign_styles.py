@@ -185,7 +185,10 @@ def test_other_splits(name: str) -> None:
         assert worst(reused, wanted) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["interface_network", "window_dit", "functional", "experts"])
+@pytest.mark.parametrize(
+    "name",
+    ["functional", *(pytest.param(n, marks=pytest.mark.slow) for n in ("interface_network", "window_dit", "experts"))],
+)
 def test_through_inductor(name: str) -> None:
     """Computed steps are those of plain Inductor to the last bit, reused ones those of the graph run by operators."""
     tiny = STYLES[name](layers=3)

@@ -67,7 +67,7 @@ def compiled(transformer: torch.nn.Module, contestant: str) -> Callable[..., Any
         os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
         import cache_dit
 
-        cache_dit.enable_cache(_adapter(transformer), cache_config=cache_dit.DBCacheConfig(max_warmup_steps=1_000_000))
+        cache_dit.enable_cache(_adapter(transformer), cache_config=cache_dit.DBCacheConfig(**_F1B0))
         cache_dit.set_compile_configs()
         return torch.compile(transformer, dynamic=False)
     options = {"on_refusal": "raise", **FXCACHE[contestant]}

@@ -2,7 +2,8 @@
 
 By default Dynamo ends a graph where a size or a number is read off a tensor (`mask.sum()`, `nonzero`), which cuts the
 blocks of some models apart. The settings below hold while the compiled module is called, on its thread, as those of the
-arguments of `torch.compile` do; what is compiled elsewhere keeps those of the user.
+arguments of `torch.compile` do; what is compiled elsewhere keeps those of the user. In torch 2.11 settings belong to no
+thread: there another one that traces during the call sees them too.
 """
 
 from __future__ import annotations

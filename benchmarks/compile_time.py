@@ -20,8 +20,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,8 +32,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.flux import PRESETS, Loop, Preset, new_transformer
-from benchmarks.report import RESULTS, ROOT, Spread, environment, paired_ratio, table, write_json
-from benchmarks.startup import synchronize
+from benchmarks.report import RESULTS, Spread, environment, paired_ratio, table, write_json
+from benchmarks.startup import compile_with, run_module, synchronize
 
 _F1B0 = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 1_000_000}
 FXCACHE: dict[str, dict[str, Any]] = {
@@ -59,7 +57,7 @@ def preset_of(blocks: int, grid: int, name: str) -> Preset:
 def compiled(transformer: torch.nn.Module, contestant: str) -> Callable[..., Any]:
     """The transformer as the contestant's users compile it."""
     if contestant == "plain":
-        return torch.compile(transformer, fullgraph=True, dynamic=False)
+        return compile_with(transformer, "plain", "inductor", {})
     if contestant == "regional":
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)  # type: ignore[operator]
         return transformer
@@ -70,8 +68,7 @@ def compiled(transformer: torch.nn.Module, contestant: str) -> Callable[..., Any
         cache_dit.enable_cache(_adapter(transformer), cache_config=cache_dit.DBCacheConfig(**_F1B0))
         cache_dit.set_compile_configs()
         return torch.compile(transformer, dynamic=False)
-    options = {"on_refusal": "raise", **FXCACHE[contestant]}
-    return torch.compile(transformer, backend="fxcache", fullgraph=True, dynamic=False, options=options)
+    return compile_with(transformer, "fxcache", "inductor", FXCACHE[contestant])
 
 
 def _adapter(transformer: Any) -> Any:
@@ -142,16 +139,7 @@ def _preset(task: dict[str, Any]) -> Preset:
 
 
 def _in_process(task: dict[str, Any], caches: Path) -> Any:
-    folders = {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"), "TRITON_CACHE_DIR": str(caches / "triton")}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.compile_time", "--task", json.dumps(task)],
-        cwd=ROOT,
-        env={**os.environ, **folders},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_module("benchmarks.compile_time", ["--task", json.dumps(task)], caches)
 
 
 def measure(given: argparse.Namespace) -> list[dict[str, Any]]:

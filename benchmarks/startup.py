@@ -48,17 +48,22 @@ def measure_startup(preset: str, device: str, inner: str, options: dict[str, Any
 
 
 def _in_process(task: dict[str, Any], caches: Path) -> dict[str, Any]:
+    found: dict[str, Any] = run_module("benchmarks.startup", [json.dumps(task)], caches)
+    return found
+
+
+def run_module(module: str, arguments: list[str], caches: Path) -> Any:
+    """Run a module in a process whose compilers keep their caches in a folder; what its last line says in JSON."""
     folders = {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"), "TRITON_CACHE_DIR": str(caches / "triton")}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.startup", json.dumps(task)],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env={**os.environ, **folders},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_task(task: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from fxcache.options import Options
-from fxcache.regions.dataflow import hint
+from fxcache.regions.dataflow import hint, size_inputs
 from fxcache.regions.flops import region_flops
 from fxcache.rewrite.pipeline import Rewritten
 from fxcache.rewrite.plan import StateTensor
@@ -73,12 +73,9 @@ def found_in(aten: GraphModule, result: Rewritten, roles: InputRoles, options: O
 
 def _inputs_of(aten: GraphModule) -> dict[sympy.Symbol, int]:
     """Positions of the graph's inputs that are bare symbols of its dynamic sizes."""
-    found: dict[sympy.Symbol, int] = {}
-    for i, node in enumerate(n for n in aten.graph.nodes if n.op == "placeholder"):
-        value = node.meta.get("val")
-        if isinstance(value, torch.SymInt) and isinstance(value.node.expr, sympy.Symbol):
-            found.setdefault(value.node.expr, i)
-    return found
+    position = {node: i for i, node in enumerate(aten.graph.find_nodes(op="placeholder"))}
+    sizes = size_inputs(aten.graph)
+    return {size: position[node] for size, node in sizes.items() if isinstance(size, sympy.Symbol)}
 
 
 def _expression(size: int | torch.SymInt) -> Size:

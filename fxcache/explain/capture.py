@@ -30,7 +30,7 @@ from torch.fx.node import map_aggregate
 from fxcache.errors import FxcacheError
 from fxcache.inner import compile_through
 from fxcache.options import Options
-from fxcache.tracing import SETTINGS, TOO_MUCH
+from fxcache.tracing import keeping_whole
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -100,15 +100,9 @@ def capture_call(
         except (Unsupported, UserError) as error:  # the latter where a branch depends on values of tensors
             found.broken = _first_break(error)
         if found.broken is not None:
+            _recorder.graphs.clear()
             _recorder.keep_running = True
-            for settings in (SETTINGS, {}):
-                _recorder.graphs.clear()
-                try:
-                    _run_in_parts(module, args, kwargs, dynamic, settings)
-                    break
-                except TOO_MUCH:
-                    if not settings:
-                        raise
+            _run_in_parts(module, args, kwargs, dynamic)
     return found
 
 
@@ -224,13 +218,7 @@ def _fresh_call() -> Callable[..., Any]:
     return types.FunctionType(call.__code__.replace(co_name=f"explained_{next(_calls)}"), call.__globals__)
 
 
-def _run_in_parts(
-    module: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    dynamic: bool | None,
-    settings: Mapping[str, Any],
-) -> None:
+def _run_in_parts(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: bool | None) -> None:
     codes: set[types.CodeType] = set()
     mine = threading.get_ident()
 
@@ -241,10 +229,10 @@ def _run_in_parts(
     hook = register_bytecode_hook(note)
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
     # Sizes seen here must not make Dynamo trace the caller's own compilation with dynamic shapes.
-    unseen = torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=_ENOUGH, **settings)
+    unseen = torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=_ENOUGH)
     try:
         with unseen, torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.compile(_fresh_call(), backend=_backend, dynamic=dynamic)(module, args, kwargs)
+            keeping_whole(torch.compile(_fresh_call(), backend=_backend, dynamic=dynamic))(module, args, kwargs)
     finally:
         hook.remove()
         for code in codes:

@@ -29,6 +29,7 @@ NORMS = frozenset(
     "native_layer_norm native_group_norm native_batch_norm var_mean var mean pow rsqrt rms_norm _fused_rms_norm"
     " linalg_vector_norm layer_norm".split()
 )
+HALF = (torch.bfloat16, torch.float16)
 _PLAIN_NAMESPACES = frozenset({"aten", "prims", "_operator", "math", "builtins", "sym", "higher_order"})
 
 
@@ -128,6 +129,22 @@ def numel_hint(node: Node) -> int:
 def by_size(node: Node) -> tuple[bool, int]:
     """Order of tensors by size; one whose size only the running graph knows comes before all others."""
     return has_known_size(node), numel_hint(node)
+
+
+def is_half(node: Node) -> bool:
+    """Say whether the node's value is one tensor in half precision."""
+    value = tensor_of(node)
+    return value is not None and value.dtype in HALF
+
+
+def size_inputs(graph: Graph) -> dict[Any, Node]:
+    """Inputs of the graph that hold dynamic sizes, by expression."""
+    found: dict[Any, Node] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        value = value_of(node)
+        if isinstance(value, torch.SymInt):
+            found.setdefault(value.node.expr, node)
+    return found
 
 
 def is_float_tensor(node: Node) -> bool:

@@ -24,6 +24,7 @@ def early_sizes(gm: GraphModule) -> int:
     A size that is read off a value in the middle would leave it, and a conditional returns tensors only.
     """
     first: dict[Any, tuple[Node, int | None]] = {}
+    inputs = gm.graph.find_nodes(op="placeholder")
     moved = 0
     for node in list(gm.graph.nodes):
         value = value_of(node)
@@ -31,7 +32,7 @@ def early_sizes(gm: GraphModule) -> int:
             source, axis = first.get(value.node.expr, (node.args[0], None))
             if source is not node.args[0] and not depends_on_data(value):
                 moved += 1
-                _read(gm, node, source, axis)
+                _read(node, source, axis, inputs[-1])
             continue
         for axis, size in enumerate(_sizes(node)):
             if isinstance(size, torch.SymInt):
@@ -46,11 +47,10 @@ def _sizes(node: Node) -> tuple[Any, ...]:
     return () if value is None else tuple(value.shape)
 
 
-def _read(gm: GraphModule, node: Node, source: Node, axis: int | None) -> None:
+def _read(node: Node, source: Node, axis: int | None, last_input: Node) -> None:
     if axis is None:
         node.replace_all_uses_with(source)
-        gm.graph.erase_node(node)
+        node.graph.erase_node(node)
         return
     node.args = (source, axis)
-    inputs = [other for other in gm.graph.nodes if other.op == "placeholder"]
-    (inputs[-1] if source.op == "placeholder" else source).append(node)
+    (last_input if source.op == "placeholder" else source).append(node)

@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from fxcache.regions.dataflow import base_of, tensor_of
+from fxcache.regions.dataflow import HALF, base_of, tensor_of
 from fxcache.rewrite.insert_cond import REUSE
 from fxcache.rewrite.outline_middle import COMPUTE
-from fxcache.rewrite.plan import Plan, call, fake_mode_of, fake_result
-
-_HALF = (torch.bfloat16, torch.float16)
-_convert = torch.ops.prims.convert_element_type.default
+from fxcache.rewrite.plan import Plan, convert, fake_mode_of, fake_result
 
 
 def keep_precision(gm: GraphModule, plan: Plan) -> int:
@@ -46,16 +43,16 @@ def _widen_operands(gm: GraphModule, cond: Node, branches: list[GraphModule]) ->
     wide: dict[Node, Node] = {}
     for place, node in enumerate(operands):
         value = tensor_of(node)
-        if value is None or value.dtype not in _HALF or value.dim() < 2 or base_of(node).op != "call_function":
+        if value is None or value.dtype not in HALF or value.dim() < 2 or base_of(node).op != "call_function":
             continue
         with gm.graph.inserting_before(cond):
-            wide[node] = call(gm.graph, _convert, (node, torch.float32))
+            wide[node] = convert(gm.graph, node, torch.float32)
         for branch in branches:
             inputs = branch.graph.find_nodes(op="placeholder")
             inside = inputs[place]
             meta, inside.meta["val"] = dict(inside.meta), wide[node].meta["val"]
             with branch.graph.inserting_after(inputs[-1]):
-                narrow = call(branch.graph, _convert, (inside, value.dtype))
+                narrow = convert(branch.graph, inside, value.dtype)
             narrow.meta = {**meta, "val": narrow.meta["val"]}
             for user in [user for user in inside.users if user is not narrow]:
                 user.replace_input_with(inside, narrow)
@@ -71,18 +68,18 @@ def _widen_outputs(gm: GraphModule, plan: Plan, branches: list[GraphModule]) -> 
         members: list[Any] = []
         for node in output.args[0]:
             with branch.graph.inserting_before(output):
-                half = node.meta["val"].dtype in _HALF
-                members.append(call(branch.graph, _convert, (node, torch.float32)) if half else node)
+                half = node.meta["val"].dtype in HALF
+                members.append(convert(branch.graph, node, torch.float32) if half else node)
         output.args = (tuple(members),)
         branch.recompile()
     traced = cond.meta["val"]
     with fake_mode_of(list(traced)):
         cond.meta["val"] = tuple(
-            torch.empty(v.shape, dtype=torch.float32 if v.dtype in _HALF else v.dtype, device=v.device) for v in traced
+            torch.empty(v.shape, dtype=torch.float32 if v.dtype in HALF else v.dtype, device=v.device) for v in traced
         )
     changed = 0
     for out, before, after in zip(plan.outputs, traced, cond.meta["val"], strict=True):
-        if before.dtype not in _HALF:
+        if before.dtype not in HALF:
             continue
         users, member = list(out.users), out if out.target is operator.getitem else out.args[0]
         assert isinstance(member, Node)
@@ -90,7 +87,7 @@ def _widen_outputs(gm: GraphModule, plan: Plan, branches: list[GraphModule]) -> 
         if member is not out:  # it has crossed flat
             out.meta["val"] = fake_result(out)
         with gm.graph.inserting_after(out):
-            narrow = call(gm.graph, _convert, (out, before.dtype))
+            narrow = convert(gm.graph, out, before.dtype)
         for user in users:
             user.replace_input_with(out, narrow)
         changed += 1

@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._sympy.functions import Max
 
-from fxcache.regions.dataflow import base_of, hint, numel_hint, tensor_of
+from fxcache.regions.dataflow import base_of, hint, numel_hint, size_inputs, tensor_of
 from fxcache.rewrite.plan import Plan, call, facts_of, fake_mode_of
 
 COMPUTE = "fxcache_compute"
@@ -118,12 +118,7 @@ def _sizes(graph: Graph, values: list[Node], operands: list[Node]) -> list[Node]
     seen += [size for value in seen if isinstance(value, torch.Tensor) for size in value.shape]
     read = {size.node.expr for size in seen if isinstance(size, torch.SymInt)}
     missing = free_symbols([node.meta.get("val") for node in values]) - read
-    found: dict[Any, Node] = {}
-    for node in graph.find_nodes(op="placeholder"):
-        value = node.meta["val"]
-        if isinstance(value, torch.SymInt) and value.node.expr in missing and node not in operands:
-            found.setdefault(value.node.expr, node)
-    return list(found.values())
+    return [node for size, node in size_inputs(graph).items() if size in missing and node not in operands]
 
 
 def _may_be_empty(contiguous: torch.Tensor) -> bool:

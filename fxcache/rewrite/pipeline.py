@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from fxcache.errors import Refusal
 from fxcache.options import Options
-from fxcache.regions.dataflow import Flow, tensor_of
+from fxcache.regions.dataflow import HALF, Flow, tensor_of
 from fxcache.regions.discover import discover, signature
 from fxcache.regions.region import Region
 from fxcache.regions.trunk import Trunk, find_trunk
@@ -81,8 +81,7 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     """
     mine = copy_graph(gm)
     early_sizes(mine)
-    placeholders = [node for node in mine.graph.nodes if node.op == "placeholder"]
-    parameters: set[Node] = {placeholders[i] for i in static}
+    parameters = _parameters(mine, static)
     folder = _folder(options)
     if options.prunes:
         units = discover_units(mine.graph, parameters, options)
@@ -98,22 +97,35 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
         return wrong
     plan = Plan(region, options)
     name = signature([region])
-    passes = [*PASSES, *_sharing(region.trunk, parameters, options)]
+    passes = PASSES
+    if _shares(options):
+        mark_blocks(region.trunk, parameters)
+        passes = (*PASSES, share_blocks)
     records = tuple(run_pass(number, one, mine, plan, folder) for number, one in enumerate(passes))
     return Rewritten(mine, tuple(plan.state), (plan,), name, records)
 
 
 def share(gm: GraphModule, static: Collection[int], options: Options) -> GraphModule | None:
     """Copy a graph that is not cached and share its blocks; None where there is nothing to share."""
+    if not _shares(options):
+        return None
     mine = copy_graph(gm)
-    placeholders = [node for node in mine.graph.nodes if node.op == "placeholder"]
-    parameters = {placeholders[i] for i in static}
+    parameters = _parameters(mine, static)
     trunk = find_trunk(mine.graph, Flow(mine.graph), parameters)
     if isinstance(trunk, Refusal) or (options.share_blocks is None and _may_change_bits(trunk)):
         return None
-    passes = _sharing(trunk, parameters, options)
-    records = [run_pass(number, one, mine, None, _folder(options)) for number, one in enumerate(passes)]
-    return mine if any(record.changes for record in records) else None
+    mark_blocks(trunk, parameters)
+    return mine if run_pass(0, share_blocks, mine, None, _folder(options)).changes else None
+
+
+def _shares(options: Options) -> bool:
+    wrapper_in_cpp = torch._inductor.config.cpp_wrapper  # cannot call submodules
+    return options.inner_backend == "inductor" and options.share_blocks is not False and not wrapper_in_cpp
+
+
+def _parameters(gm: GraphModule, static: Collection[int]) -> set[Node]:
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return {placeholders[i] for i in static}
 
 
 def _may_change_bits(trunk: Trunk) -> bool:
@@ -122,16 +134,7 @@ def _may_change_bits(trunk: Trunk) -> bool:
     It rounds half precision that Inductor would keep in float32 inside a kernel, and nobody has compared GPUs.
     """
     values = [tensor_of(node) for block in trunk.blocks for node in block.nodes]
-    half = (torch.bfloat16, torch.float16)
-    return any(value is not None and (value.dtype in half or value.device.type != "cpu") for value in values)
-
-
-def _sharing(trunk: Trunk, parameters: Collection[Node], options: Options) -> tuple[Pass, ...]:
-    """The pass that shares blocks, with the blocks marked for it; nothing where it does not apply."""
-    if options.inner_backend != "inductor" or options.share_blocks is False or torch._inductor.config.cpp_wrapper:
-        return ()
-    mark_blocks(trunk, parameters)
-    return (share_blocks,)
+    return any(value is not None and (value.dtype in HALF or value.device.type != "cpu") for value in values)
 
 
 def _folder(options: Options) -> Path | None:

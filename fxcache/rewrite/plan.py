@@ -100,6 +100,11 @@ class Plan:
         return [*(history.spec for history in self.histories), *grams, *self.change]
 
 
+def convert(graph: torch.fx.Graph, node: Node, dtype: torch.dtype) -> Node:
+    """Add a conversion to another dtype, which Inductor computes within a kernel where it can."""
+    return call(graph, torch.ops.prims.convert_element_type.default, (node, dtype))
+
+
 def call(graph: torch.fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Node:
     """Add a call to the graph with its fake value, computed in the fake mode of its inputs."""
     node = graph.call_function(target, args, kwargs or {})

@@ -13,16 +13,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._pytree import tree_flatten
 
-from fxcache.regions.dataflow import is_impure, is_view, tensor_of, value_of
+from fxcache.regions.dataflow import is_half, is_impure, is_view, size_inputs, tensor_of, value_of
 from fxcache.regions.trunk import Trunk
 from fxcache.rewrite.borders import conform_layout, own_memory
 from fxcache.rewrite.pin_layouts import settle_layout
-from fxcache.rewrite.plan import Plan, call, fake_mode_of
+from fxcache.rewrite.plan import Plan, convert, facts_of, fake_mode_of
 
 SHARED = "fxcache_block"
 _MARK = "fxcache_block"
 _WEIGHT = "fxcache_weight"
-_convert = torch.ops.prims.convert_element_type.default
 
 
 def mark_blocks(trunk: Trunk, parameters: Collection[Node]) -> None:
@@ -115,8 +114,7 @@ def _blocks(graph: Graph) -> Iterator[_Block]:
     for node in order:
         if _MARK in node.meta and node.op == "call_function":
             marked.setdefault(node.meta[_MARK], []).append(node)
-    inputs = [node for node in order if node.op == "placeholder" and isinstance(value_of(node), torch.SymInt)]
-    sizes = {value_of(node).node.expr: node for node in inputs}
+    sizes = size_inputs(graph)
     for nodes in marked.values():
         block = _cut_out(nodes, order[position[nodes[0]] : position[nodes[-1]] + 1], sizes)
         if block is not None:
@@ -202,23 +200,23 @@ def _share(gm: GraphModule, group: Sequence[_Block], name: str) -> None:
     outputs = sorted(set().union(*(block.outputs for block in group)))
     pairs = zip(read, _operands(group[1].nodes), strict=True)
     # what passes from block to block in half precision is not rounded on the way: Inductor would not do so either
-    wide = {i for i, (one, other) in enumerate(pairs) if one is not other and _is_half(one) and _WEIGHT not in one.meta}
+    wide = {i for i, (one, other) in enumerate(pairs) if one is not other and is_half(one) and _WEIGHT not in one.meta}
     body = Graph()
     inside: dict[Node, Node] = {}
     for i, node in enumerate([*read, *template.sizes]):
         inside[node] = body.placeholder(f"operand_{i}")
-        inside[node].meta = dict(node.meta)
+        inside[node].meta = facts_of(node)
     for i, node in enumerate(read):
         if i in wide:
             given = inside[node]
             given.meta["val"] = _widened(node)
-            inside[node] = call(body, _convert, (given, node.meta["val"].dtype))
+            inside[node] = convert(body, given, node.meta["val"].dtype)
     for node in template.nodes:
         inside[node] = body.node_copy(node, inside.__getitem__)
     results = []
     for i in outputs:
         node = inside[template.nodes[i]]
-        node = call(body, _convert, (node, torch.float32)) if _is_half(node) else node
+        node = convert(body, node, torch.float32) if is_half(node) else node
         results.append(body.call_function(own_memory, (node,)))
         results[-1].meta = dict(node.meta)
     body.output(tuple(results))
@@ -263,9 +261,9 @@ class _Calls:
             with graph.inserting_after(anchor):
                 out = anchor = graph.call_function(operator.getitem, (made, member))
             out.meta = {**_unmarked(node), "val": made.meta["val"][member]}
-            if _is_half(node):
+            if is_half(node):
                 with graph.inserting_after(out):
-                    anchor = call(graph, _convert, (out, node.meta["val"].dtype))
+                    anchor = convert(graph, out, node.meta["val"].dtype)
                 anchor.meta = _unmarked(node)
                 self.widened[anchor] = out
             node.replace_all_uses_with(anchor)
@@ -281,7 +279,7 @@ class _Calls:
         if tensor_of(node) is None or _WEIGHT in node.meta:
             return node
         if place in self.wide:
-            node = self.widened.get(node) or call(graph, _convert, (node, torch.float32))
+            node = self.widened.get(node) or convert(graph, node, torch.float32)
         if self.models:
             operand = graph.call_function(conform_layout, (node, self.models[place]))
         else:
@@ -290,15 +288,10 @@ class _Calls:
         return operand
 
 
-def _is_half(node: Node) -> bool:
-    value = tensor_of(node)
-    return value is not None and value.dtype in (torch.bfloat16, torch.float16)
-
-
 def _widened(node: Node) -> Any:
     """Fake value of a node, in float32 where it has half precision."""
     value = node.meta["val"]
-    if not _is_half(node):
+    if not is_half(node):
         return value
     with fake_mode_of([value]):
         return value.to(torch.float32)
@@ -311,4 +304,4 @@ def _from(node: Node) -> Iterator[Node]:
 
 
 def _unmarked(node: Node) -> dict[str, Any]:
-    return {key: value for key, value in node.meta.items() if key not in (_MARK, _WEIGHT)}
+    return {key: value for key, value in facts_of(node).items() if key not in (_MARK, _WEIGHT)}

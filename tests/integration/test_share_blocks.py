@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
 OFF = {"residual_diff_threshold": 0.0, "on_refusal": "raise"}
+ON = {"Fn_compute_blocks": 1, "max_warmup_steps": 1, "residual_diff_threshold": 1.0, "on_refusal": "raise"}
 
 
 @pytest.fixture(autouse=True)
@@ -130,11 +131,10 @@ def test_switched_off_there_is_none() -> None:
 def test_in_the_branch_and_on_reused_steps() -> None:
     torch.manual_seed(0)
     model, x = MODELS["residual"]().eval(), torch.randn(2, 4, 6, 8)
-    options = {"Fn_compute_blocks": 1, "max_warmup_steps": 1, "residual_diff_threshold": 1.0, "on_refusal": "raise"}
     with torch.no_grad():
         plain = torch.compile(model, fullgraph=True, dynamic=False)(x)
         torch._dynamo.reset()
-        compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=False, options=options)
+        compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=False, options=ON)
         computed, (code, *_) = run_and_get_code(compiled, x)
         assert torch.equal(computed, plain)
         assert functions(code) == ["fxcache_compute_fxcache_block_0"]
@@ -144,8 +144,7 @@ def test_in_the_branch_and_on_reused_steps() -> None:
 def test_dynamic_sizes_of_patches_in_the_branch() -> None:
     torch.manual_seed(0)
     model = MODELS["residual"]().eval()
-    options = {"Fn_compute_blocks": 1, "max_warmup_steps": 1, "residual_diff_threshold": 1.0, "on_refusal": "raise"}
-    compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=True, options=options)
+    compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=True, options=ON)
     with torch.no_grad():
         for rows in (6, 8, 10):
             x = torch.randn(2, 4, rows, 10)

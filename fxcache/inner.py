@@ -16,7 +16,10 @@ import torch._functorch.config
 import torch._guards
 import torch._inductor.config
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch._inductor.graph import SubgraphLowering
+from torch._inductor.virtualized import V
 from torch.fx import GraphModule
 
 from fxcache.inductor_settings import inductor_settings
@@ -89,8 +92,31 @@ def lower(
         if rewritten:
             # Inductor caches a graph with a conditional only under a key that vouches for the conditional's code.
             marked[_COND] = cache_key(options)
+            stack.enter_context(_weights_asserted_by_dynamo(facts.get("static_input_idxs", ())))
         stack.enter_context(inductor.patch(unsafe_marked_cacheable_functions=marked))
         return compile_fx_inner(gm, inputs, **facts)
+
+
+@contextmanager
+def _weights_asserted_by_dynamo(static: Sequence[int]) -> Iterator[None]:
+    """Let Inductor's code assert sizes and strides of those inputs only that are no weights.
+
+    Dynamo's guards have compared the weights' already. Of a thousand of them a reused step reads a few, and
+    would spend more time on asserting the others than on its own bookkeeping.
+    """
+    original = PythonWrapperCodegen.codegen_input_size_asserts
+
+    def others(wrapper: Any) -> None:
+        if isinstance(V.graph, SubgraphLowering):
+            return  # it is handed weights, and what the graph around it has made
+        names = V.graph.graph_input_names
+        weights = {names[index] for index in static}
+        inputs = {name: value for name, value in wrapper.get_graph_inputs().items() if name not in weights}
+        with patch.object(wrapper, "get_graph_inputs", lambda: inputs):
+            original(wrapper)
+
+    with patch.object(PythonWrapperCodegen, "codegen_input_size_asserts", others):
+        yield
 
 
 def _boxed(gm: GraphModule) -> Callable[[list[Any]], Any]:

@@ -7,6 +7,7 @@ only under `emulate_precision_casts`, which rounds as eager mode does, after eve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from tests.integration.scenes import (
     DECISIONS,
@@ -141,3 +143,19 @@ def test_rounded_after_every_operation_half_precision_keeps_every_bit() -> None:
     run = play(model, fxcache_of(model.module, inner_options=rounding), calls)
     assert run.decisions == DECISIONS
     assert equal(run.computed(), run.choose(outputs))
+
+
+def test_inputs_are_asserted_and_weights_are_not() -> None:
+    """Dynamo's guards have compared the weights already; a model has a thousand, a reused step reads a few."""
+    model = TRANSFORMERS["sequential_dit"](4)
+    call = model.inputs()
+    tensors = [value for value in call.values() if isinstance(value, Tensor)]
+
+    def asserted(compiled: Callable[..., Any]) -> int:
+        _, (code,) = run_and_get_code(lambda: model.run(call, compiled))
+        return len(re.findall(r"assert_size_stride\(arg\w+, ", code))
+
+    weights = len(list(model.module.parameters()))
+    assert asserted(torch.compile(model.module, fullgraph=True)) == weights + len(tensors)
+    torch._dynamo.reset()
+    assert asserted(fxcache_of(model.module)) == len(tensors)

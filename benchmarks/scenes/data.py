@@ -53,7 +53,7 @@ def draw(layouts: Layouts, generator: torch.Generator) -> Tensor:
 
 
 def _objects(things: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """How far each pixel [N, 4, 1, 16, 16] is covered by the object and by its outline, and its paint [N, 4, 3, 1, 1]."""
+    """The cover of object and of outline at each pixel [N, 4, 1, 16, 16], and the paint [N, 4, 3, 1, 1]."""
     device = things.device
 
     def spread(*shape: int) -> Tensor:

@@ -9,6 +9,8 @@ around a residual stream in float32.
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,7 +30,7 @@ from benchmarks.scenes.schedule import Clock, rate
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "last.pt"
 CHECKPOINT_STEPS = 500
 LOG_STEPS = 50
-PEAK_RATE = 1e-3
+PEAK_RATE = 1.5e-3
 BETAS = (0.9, 0.99)
 CAPTION_DROPOUT = 0.1
 TIME_SHIFT = 1.5
@@ -161,7 +163,9 @@ def train(run: Run, clock: Clock, batch_size: int, seed: int, checkpoint: Path) 
         run.losses += torch.stack(pending).tolist() if pending else []
         pending.clear()
 
-    with tqdm(total=run.steps, initial=run.step, desc="training", unit="step", mininterval=1.0) as bar:
+    # a log file needs fewer lines than a terminal
+    interval = 1.0 if sys.stderr.isatty() else 10.0
+    with tqdm(total=run.steps, initial=run.step, desc="training", unit="step", mininterval=interval) as bar:
         while (run.steps is None or run.step < run.steps) and not clock.is_over():
             pending.append(train_step(run, draw_batch(batch_size, seed, run.step, device)))
             if clock.stepped(device) and run.steps is None:
@@ -188,6 +192,23 @@ def export(ema: FluxTransformer2DModel, folder: Path) -> None:
     half = new_transformer()
     half.load_state_dict(ema.state_dict())
     half.half().save_pretrained(folder, max_shard_size=LARGEST_FILE)
+
+
+def write_record(run: Run, batch_size: int, seed: int, seconds: float, path: Path) -> None:
+    """Write what the weights were made with, and the mean loss of every 100 steps."""
+    device = run.transformer.device
+    record = {
+        "steps": run.step,
+        "planned_steps": run.steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "peak_rate": run.peak_rate,
+        "seconds_of_the_last_process": round(seconds),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+        "losses": [round(recent_loss(run.losses[: last + 100]), 4) for last in range(0, len(run.losses), 100)],
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:
@@ -218,8 +239,10 @@ def main() -> None:
         run.transformer.compile_repeated_blocks(dynamic=False)
     train(run, Clock(arguments.minutes, clock_start), arguments.batch_size, arguments.seed, arguments.checkpoint)
     export(run.ema, arguments.out)
+    seconds = time.monotonic() - clock_start
+    write_record(run, arguments.batch_size, arguments.seed, seconds, arguments.out / "training.json")
     print(
-        f"{run.step} steps of {run.steps} planned, {time.monotonic() - clock_start:.0f} s, "
+        f"{run.step} steps of {run.steps} planned, {seconds:.0f} s, "
         f"mean loss of the last 100: {recent_loss(run.losses):.4f}; weights in {arguments.out}",
         flush=True,
     )

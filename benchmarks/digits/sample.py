@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.denoising import Branch, branches, denoise, initial_noise
 from benchmarks.digits.model import GRID, NULL_CLASS, PATCH, WEIGHTS, condition, load_transformer, position_ids, unpack
 
 
-@dataclass(frozen=True)
-class _Branch:
-    """One call of the transformer per step, with the conditioning that lasts for the generation."""
-
-    name: str
-    text: Tensor
-    pooled: Tensor
-
-
-def _branches(classes: Tensor, dtype: torch.dtype, guided: bool, batched: bool) -> tuple[_Branch, ...]:
-    text, pooled = condition(classes, dtype)
-    if not guided:
-        return (_Branch("cond", text, pooled),)
-    no_text, no_pooled = condition(torch.full_like(classes, NULL_CLASS), dtype)
-    if batched:
-        return (_Branch("cond_uncond", torch.cat((text, no_text)), torch.cat((pooled, no_pooled))),)
-    return _Branch("cond", text, pooled), _Branch("uncond", no_text, no_pooled)
+def _branches(classes: Tensor, dtype: torch.dtype, guided: bool, batched: bool) -> tuple[Branch, ...]:
+    unconditional = condition(torch.full_like(classes, NULL_CLASS), dtype)
+    return branches(condition(classes, dtype), unconditional, guided, batched)
 
 
 class DigitsPipeline(DiffusionPipeline):
@@ -75,38 +60,10 @@ class DigitsPipeline(DiffusionPipeline):
         device = self._execution_device
         dtype = dtype or self.transformer.dtype
         classes = torch.as_tensor(labels, device=device).long()
-        branches = _branches(classes, dtype, guidance_scale > 1, batched_cfg)
-        doubled = len(branches[0].pooled) > len(classes)
-        text_ids, image_ids = position_ids(device, dtype)
-        source = generator.device if generator is not None else torch.device(device)
-        shape = (len(classes), GRID * GRID, PATCH * PATCH)
-        latents = torch.randn(shape, generator=generator, device=source).to(device=device, dtype=dtype)
-
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        self.scheduler.set_timesteps(sigmas=sigmas, device=device)
-        self.scheduler.set_begin_index(0)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for t in self.scheduler.timesteps:
-                model_input = torch.cat((latents, latents)) if doubled else latents
-                timestep = t.expand(model_input.shape[0]).to(dtype)
-                velocities: list[Tensor] = []
-                for branch in branches:
-                    with self.transformer.cache_context(branch.name):
-                        velocity = self.transformer(
-                            hidden_states=model_input,
-                            timestep=timestep / 1000,
-                            pooled_projections=branch.pooled,
-                            encoder_hidden_states=branch.text,
-                            txt_ids=text_ids,
-                            img_ids=image_ids,
-                            return_dict=False,
-                        )[0]
-                    velocities.extend(velocity.split(len(classes)))
-                velocity = velocities[0]
-                if len(velocities) > 1:
-                    velocity = velocities[1] + guidance_scale * (velocity - velocities[1])
-                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
-                progress_bar.update()
+        calls = _branches(classes, dtype, guidance_scale > 1, batched_cfg)
+        noise = initial_noise((len(classes), GRID * GRID, PATCH * PATCH), generator, device, dtype)
+        ids = position_ids(device, dtype)
+        latents = denoise(self, calls, noise, ids, num_inference_steps, guidance_scale)
 
         images: Any = unpack(latents.float())
         if output_type == "pil":

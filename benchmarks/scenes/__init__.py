@@ -1,0 +1,1 @@
+"""A diffusion transformer trained on drawn scenes with captions: deep enough to cache, small enough to ship."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from fxcache.regions.dataflow import hint, is_heavy, op_name, tensor_of
 
@@ -21,7 +22,7 @@ def node_flops(node: Node) -> int:
         return 0
     if op_name(node).startswith(("_scaled_dot_product", "_flash_attention")):
         shapes = [_shape(arg) for arg in node.args[:3] if isinstance(arg, Node)]
-        return int(sdpa_flop_count(*shapes)) if len(shapes) == 3 else 0
+        return _attention_flops(*shapes) if len(shapes) == 3 and all(shapes) else 0
     count = flop_registry.get(packet)
     if count is None:
         return 0
@@ -41,6 +42,11 @@ def uncounted(graph: Graph) -> tuple[str, ...]:
     heavy = [node for node in graph.nodes if is_heavy(node)]
     targets = [node.target for node in heavy if not node_flops(node) and isinstance(node.target, torch._ops.OpOverload)]
     return tuple(dict.fromkeys(f"{target.namespace}.{target._opname}" for target in targets))
+
+
+def _attention_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> int:
+    # that of torch refuses grouped queries before 2.12
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -50,8 +50,9 @@ class Entry:
 
 def exported() -> list[str]:
     """The names of all transformer classes that diffusers exports, with a tiny form here or without."""
-    here = {name: getattr(package, name) for name in dir(package)}
-    top = {name: getattr(diffusers, name) for name in dir(diffusers) if not name.startswith("_")}
+    # a name may have no class behind it, depending on what else is installed
+    here = {name: getattr(package, name, None) for name in dir(package)}
+    top = {name: getattr(diffusers, name, None) for name in dir(diffusers) if not name.startswith("_")}
     lies_here = f"{package.__name__}."
     return sorted(
         name

@@ -21,6 +21,13 @@ def test_products_convolutions_and_attention():
     assert node_flops(h) == 0
 
 
+def test_attention_with_fewer_heads_of_keys_than_of_queries():
+    sketch = Sketch()
+    q, kv = sketch.input("q", 2, 6, 7, 8), sketch.input("kv", 2, 2, 9, 8)
+    grouped = sketch.op(aten._scaled_dot_product_flash_attention_for_cpu.default, q, kv, kv)
+    assert node_flops(grouped) == 2 * (2 * 6 * 7 * 9 * (8 + 8))
+
+
 def test_part_and_whole():
     sketch = Sketch()
     h, w = sketch.input("h", 6, 4), sketch.weight("w", 4, 4)

@@ -129,7 +129,7 @@ def _cached(name: str, calibrator: Configure, indicators: tuple[str, ...]) -> Me
 
 def cache_config(schedule: Schedule) -> fxcache.DBCacheConfig:
     """The configuration of fxcache for a schedule."""
-    common = {"Fn_compute_blocks": schedule.first_blocks, "Bn_compute_blocks": 0}
+    common = {"Fn_compute_blocks": schedule.first_blocks, "Bn_compute_blocks": schedule.last_blocks}
     if schedule.mask is not None:
         mask = {"steps_computation_mask": schedule.mask, "steps_computation_policy": "static", "max_warmup_steps": 2}
         return fxcache.DBCacheConfig(**common, **mask)

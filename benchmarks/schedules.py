@@ -26,7 +26,7 @@ class Schedule:
     steps: int
     """Steps of one generation."""
     first_blocks: int = 1
-    """Blocks that run in every step."""
+    """Blocks at the start that run in every step."""
     mask: str | None = None
     """`1` where a step is computed, `0` where it is reused."""
     threshold: float | None = None
@@ -34,6 +34,8 @@ class Schedule:
     indicator: str | None = None
     words: str | None = None
     """The rule of another method."""
+    last_blocks: int = 0
+    """Blocks at the end that run in every step."""
 
     @property
     def name(self) -> str:

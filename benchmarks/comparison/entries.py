@@ -1,0 +1,142 @@
+"""Contestants that are ready to draw: the uncached ones, and fxcache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn import ModuleList
+
+import fxcache
+from benchmarks.comparison.models import BLOCK_LISTS, Model, blocks_of, twin
+from benchmarks.schedules import Schedule
+
+WAYS = ("eager", "compile", "compile-blocks")
+"""Not compiled; `transformer.compile`; `transformer.compile_repeated_blocks`, as diffusers calls it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all contestants have in common."""
+
+    model: Model
+    device: str
+    source: Any
+    """The pipeline that owns the weights; nothing is ever switched on for it."""
+    inner: str = "inductor"
+    """The compiler of whatever is compiled."""
+
+
+class Entry:
+    """A contestant with a pipeline of its own; this one is uncached."""
+
+    has_hooks = True
+    """Whether it decides outside of compiled code, and so does the same when nothing is compiled."""
+
+    def __init__(self, stage: Stage, way: str = "eager") -> None:
+        self.stage, self.way = stage, way
+        self.pipeline = twin(stage.source)
+        self.transformer: nn.Module = self.pipeline.transformer
+        self.blocks = len(blocks_of(self.transformer))
+        self.schedule = Schedule("steps", stage.model.steps)
+        self.watchers: list[Callable[[int], None]] = [self.after_step]
+        """Called with the number of every step when its latents are there."""
+        step = self.pipeline.scheduler.step
+
+        @functools.wraps(step)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            latents = step(*args, **kwargs)
+            for watcher in self.watchers:
+                watcher(self.pipeline.scheduler.step_index - 1)
+            return latents
+
+        self.pipeline.scheduler.step = watched
+
+    def compile(self) -> None:
+        """Compile what is to be compiled; called when everything else is set up."""
+        if self.way == "compile":
+            self.transformer.compile(backend=self.stage.inner, dynamic=False)
+        elif self.way == "compile-blocks":
+            self.transformer.compile_repeated_blocks(backend=self.stage.inner, dynamic=False)
+
+    def begin(self, schedule: Schedule) -> None:
+        """Prepare the next generation."""
+        self.schedule = schedule
+
+    def after_step(self, step: int) -> None:
+        """Look at what a step did, and prepare the next one."""
+
+    def decisions(self) -> tuple[str, ...]:
+        """What the last generation did, per branch a letter per step: `C` computed, `.` reused, `m` a part of it."""
+        return ("C" * self.schedule.steps,) * self.stage.model.branches
+
+    def state(self) -> Iterable[Any]:
+        """What holds tensors between two steps."""
+        return ()
+
+    def state_bytes(self) -> int:
+        """Bytes that are held between two steps, now."""
+        from benchmarks.comparison.tensors import bytes_of
+
+        return bytes_of(self.state())
+
+    def close(self) -> None:
+        """Let go of what is held outside of the pipeline."""
+
+
+def open_plain(stage: Stage, way: str) -> Entry:
+    """The uncached model."""
+    entry = Entry(stage, way)
+    entry.compile()
+    return entry
+
+
+def open_ideal(stage: Stage, way: str = "compile") -> Entry:
+    """The model with its first block only: what a step with one block that always runs could cost at best."""
+    entry = Entry(stage, way)
+    first, *others = BLOCK_LISTS
+    setattr(entry.transformer, first, ModuleList(getattr(entry.transformer, first)[:1]))
+    for name in others:
+        setattr(entry.transformer, name, ModuleList())
+    entry.blocks = 1
+    entry.compile()
+    return entry
+
+
+class Fxcache(Entry):
+    """fxcache with one calibrator, or none."""
+
+    has_hooks = False
+
+    def __init__(self, stage: Stage, calibrator: Any = None, config: Callable[[Schedule], Any] | None = None) -> None:
+        super().__init__(stage, "compile")
+        from benchmarks.methods import cache_config
+
+        self._config, self._calibrator, self._enabled = config or cache_config, calibrator, False
+
+    def begin(self, schedule: Schedule) -> None:
+        super().begin(schedule)
+        if self._enabled:
+            # another mask or threshold needs no other graph
+            fxcache.refresh_context(self.transformer, **self._config(schedule).to_mapping())
+            return
+        options = {"inner_backend": self.stage.inner, "on_refusal": "raise", "dynamic": False}
+        fxcache.enable_cache(self.transformer, self._config(schedule), self._calibrator, **options)
+        self._enabled = True
+
+    def decisions(self) -> tuple[str, ...]:
+        branches = self.stage.model.branches
+        # the branches of the last generation; where one has fewer steps, a call was not attributed
+        found = tuple(context.decisions for context in fxcache.summary(self.transformer).contexts[-branches:])
+        if [len(branch) for branch in found] != [self.schedule.steps] * branches:
+            raise RuntimeError(f"expected {branches} branches of {self.schedule.steps} steps, found {found}")
+        return found
+
+    def state_bytes(self) -> int:
+        return fxcache.summary(self.transformer).state_bytes
+
+    def close(self) -> None:
+        fxcache.disable_cache(self.transformer)

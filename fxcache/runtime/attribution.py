@@ -200,7 +200,7 @@ class Attribution:
             lease.reason = Reason.WEIGHTS
         lease.offset, lease.coefficients = model.policy.scale(options, context.counters)
         lease.now = (context.counters.step, call.time(options.calibrator_time))
-        if lease.mode is Mode.REUSE and clock is not None:
+        if lease.mode is Mode.REUSE and clock is not None and not call.is_announced(context.counters.step):
             lease.mode = Mode.DECIDE  # only the device knows whether this is still the same generation
         if lease.mode is Mode.DECIDE:
             lease.threshold, lease.clock = model.policy.threshold(options), clock

@@ -94,6 +94,10 @@ class Call:
             return False
         return self.run.bounded or self.source is not TimeSource.NONE or self.period(default_period) is not None
 
+    def is_announced(self, step: int) -> bool:
+        """Return whether somebody has said that the run goes on to this step: no clock has to be asked about it."""
+        return self.run.bounded and step < (self.run.num_inference_steps or 0)
+
     def same_time(self, context: Context) -> bool:
         """Return whether the context's previous call came at the same step index or time, as far as the host knows."""
         if self.step_index is not None:

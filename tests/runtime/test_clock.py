@@ -178,6 +178,24 @@ def test_device_is_not_asked_while_the_schedule_decides(cond):
     model.finish(lease, latents())
 
 
+def test_device_is_not_asked_about_announced_steps_that_the_schedule_decides(cond):
+    fixed = {"max_warmup_steps": 1, "steps_computation_mask": "1000000", "steps_computation_policy": "static"}
+
+    def modes(model: Model) -> list[Mode]:
+        found = []
+        for time in schedule(4):
+            lease = model.begin(latents(), time, cond)
+            found.append(lease.mode)
+            model.finish(lease, latents())
+        return found
+
+    assert modes(device_model(**fixed)) == [Mode.COMPUTE, *[Mode.DECIDE] * 3]
+    with Generation():  # nobody says how long
+        assert modes(device_model(**fixed)) == [Mode.COMPUTE, *[Mode.DECIDE] * 3]
+    with Generation(num_inference_steps=3):
+        assert modes(device_model(**fixed)) == [Mode.COMPUTE, Mode.REUSE, Mode.REUSE, Mode.DECIDE]
+
+
 def test_device_clock_is_off_where_the_step_is_known(cond):
     model, codes = device_model(), ""
     for step in (0, 1, 2, 0, 1):

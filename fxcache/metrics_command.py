@@ -31,7 +31,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "metrics",
         help="compare pictures or videos with others, or with their prompts",
-        description="Compare pictures, folders or videos (frame by frame). Folders are paired by the names of the files.",
+        description="Compare pictures, folders or videos (frame by frame). Folders are paired by the names of files.",
     )
     parser.add_argument(
         "metrics", nargs="+", metavar="METRIC", help=f"{', '.join(METRICS)}, or all: those that can be computed here"

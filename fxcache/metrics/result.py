@@ -51,9 +51,9 @@ class MetricResult:
     def about(self) -> str:
         """Return the count and the details in words."""
         counted = self.counted.removesuffix("s") if self.count == 1 else self.counted
-        return ", ".join(
-            (f"{self.count} {counted}", *(f"{name} {_short(value)}" for name, value in self.details.items()))
-        )
+        # what repeats the value says nothing new
+        details = {name: value for name, value in self.details.items() if value != self.value}
+        return ", ".join((f"{self.count} {counted}", *(f"{name} {_short(value)}" for name, value in details.items())))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold; an infinite number is the string `inf`, which `float` reads."""

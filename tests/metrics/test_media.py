@@ -77,7 +77,8 @@ def test_missing_names(folders: tuple[Path, Path]):
     a, b = folders
     (b / "00.png").rename(b / "09.png")
     assert refused(a, b) == (
-        f"only a={str(a)!r} has 00 and only b={str(b)!r} has 09: expected the same names in both, whatever their endings"
+        f"only a={str(a)!r} has 00 and only b={str(b)!r} has 09: "
+        "expected the same names in both, whatever their endings"
     )
 
 
@@ -254,7 +255,8 @@ def test_a_folder_without_pictures(tmp_path: Path):
         ([[A]], "a[0] is a list: expected a picture or a file"),
         (
             [7],
-            "a[0] is a int: expected a path, a picture of pillow, an array of numpy, a tensor of torch, or a list of these",
+            "a[0] is a int: expected a path, a picture of pillow, an array of numpy, a tensor of torch, "
+            "or a list of these",
         ),
     ],
 )

@@ -5,8 +5,8 @@ transformers (the extra ``metrics``). Arguments are paths of pictures, folders o
 torch; see ``open_media``. ``docs/metrics.md`` has every metric with what it needs.
 
 >>> import torch
->>> print(psnr(torch.zeros(3, 16, 16), torch.full((3, 16, 16), 0.1)).value)
-20.0...
+>>> print(psnr(torch.zeros(3, 16, 16), torch.full((3, 16, 16), 0.5)).value)
+6.0205...
 """
 
 from __future__ import annotations

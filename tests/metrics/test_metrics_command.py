@@ -24,10 +24,8 @@ from tests.metrics.samples import noisy, picture, save_clip, save_folder
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """Folders A and B in the working directory."""
-    import torch
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     images = [picture(seed, (30, 30, 3)) for seed in (1, 2)]
     save_folder(tmp_path / "A", images)
     save_folder(tmp_path / "B", [noisy(image) for image in images])

@@ -64,7 +64,7 @@ def test_fid_reads_grey_and_floating_pictures_as_rgb_bytes():
     first, second = ([picture(seed, (24, 32)) for seed in range(start, start + 9)] for start in (0, 20))
     wanted = fid(*([np.dstack([each] * 3) for each in images] for images in (first, second)), features=Corners()).value
     assert fid(first, second, features=Corners()).value == wanted
-    floating = [[each / 255 + 0.001 * (each < 255) for each in images] for images in (first, second)]
+    floating = [[each / 255 + np.where(each < 128, 0.001, -0.001) for each in images] for images in (first, second)]
     assert fid(*floating, features=Corners()).value == wanted
 
 
@@ -99,9 +99,14 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def large(seed: int) -> np.ndarray:
+    """A picture larger than Inception's 299 pixels, so that the way of making it smaller shows."""
+    return picture(seed, (330, 640, 3))
+
+
 def test_fid_with_inception_weights_from_a_file(inception: Path):
     extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    first, second = ([picture(seed, (40, 48, 3)) // divisor for seed in range(4)] for divisor in (1, 3))
+    first, second = ([large(seed) // divisor for seed in range(4)] for divisor in (1, 3))
     found = fid(first, second, weights=inception)
     model = extractor.FeatureExtractorInceptionV3(
         "own", ["2048"], str(inception), feature_extractor_internal_dtype="float64"

@@ -73,6 +73,7 @@ def test_every_kind_of_picture_is_the_same_picture():
     assert psnr(Image.fromarray(a), Image.fromarray(b)).value == wanted
     tensors = [torch.from_numpy(each).permute(2, 0, 1) for each in (a, b)]
     assert psnr(*tensors).value == wanted
+    assert mse(*tensors).value == mse(a, b).value  # of tensors that are not contiguous
     assert psnr(*(each.double() / 255 for each in tensors)).value == pytest.approx(wanted, rel=1e-12)
     assert (
         psnr([a], [b]).value == psnr(a[None], b[None]).value == psnr(*(each[None] for each in tensors)).value == wanted

@@ -115,6 +115,22 @@ def test_clip_score_without_its_model(tmp_path: Path, clip: Path):
         clip_score(PICTURES, TEXTS, weights=tmp_path)
 
 
+@pytest.mark.parametrize(("download", "local"), [(False, True), (True, False)])
+def test_only_download_lets_the_hub_be_asked(download: bool, local: bool, monkeypatch: pytest.MonkeyPatch):
+    import transformers
+
+    asked: list[object] = []
+
+    def from_pretrained(name: str, *, local_files_only: bool) -> None:
+        asked.append(local_files_only)
+        raise OSError("not here")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    with pytest.raises(UnavailableError):
+        clip_score(PICTURES, TEXTS, download=download)
+    assert asked == [local]
+
+
 def test_clip_score_never_goes_on_with_random_weights(clip: Path, tmp_path: Path):
     import shutil
 

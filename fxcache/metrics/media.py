@@ -176,6 +176,6 @@ def _decode_video(path: Path) -> Iterator[Frame]:
             for number, frame in enumerate(container.decode(container.streams.video[0]), 1):
                 yield from_array(frame.to_ndarray(format="rgb24"), f"{path}, frame {number}")
     except av.error.FFmpegError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not number:
         raise InputError(f"{path} holds no frame")

@@ -25,7 +25,7 @@ FILES = ("ImageReward.pt", "med_config.json")
 _ORIGIN = "https://huggingface.co/THUDM/ImageReward"
 _TOKENIZER = "bert-base-uncased"
 _INSTALL = (
-    "pip install image-reward==1.5 timm==0.6.13 fairscale==0.4.13 'transformers<4.41', in an environment of its own: "
+    "pip install image-reward==1.5 timm==0.6.13 fairscale==0.4.13 transformers==4.49.0, in an environment of its own (docs/metrics.md): "
     "it does not run with transformers 5"
 )
 
@@ -57,7 +57,7 @@ def image_reward(
 
 def _load(library: Any, weights: WeightsPath | None, download: bool, device: str | torch.device) -> Any:
     folder = Path("~/.cache/ImageReward").expanduser() if weights is None else Path(weights)
-    wanted = f"a folder with {' and '.join(FILES)} ({_ORIGIN}, 1790 MB, read by image-reward)"
+    wanted = f"a folder with {' and '.join(FILES)} ({_ORIGIN}, read by image-reward)"
     there = all((folder / file).is_file() for file in FILES)
     if weights is not None and not there:
         raise OptionError.of("weights", os.fspath(weights), wanted)

@@ -25,8 +25,8 @@ FILES = ("ImageReward.pt", "med_config.json")
 _ORIGIN = "https://huggingface.co/THUDM/ImageReward"
 _TOKENIZER = "bert-base-uncased"
 _INSTALL = (
-    "pip install image-reward==1.5 timm==0.6.13 fairscale==0.4.13 transformers==4.49.0, in an environment of its own (docs/metrics.md): "
-    "it does not run with transformers 5"
+    "pip install image-reward==1.5 timm==0.6.13 fairscale==0.4.13 transformers==4.49.0, in an environment of its own "
+    "(docs/metrics.md): it does not run with transformers 5"
 )
 
 

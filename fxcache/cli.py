@@ -1,4 +1,4 @@
-"""The command line: ``python -m fxcache options``, ``explain CLASS`` and ``calibrate TARGET``."""
+"""The command line: ``python -m fxcache options``, ``explain CLASS``, ``calibrate TARGET`` and ``metrics METRIC``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fxcache.errors import FxcacheError, OptionError
+from fxcache.metrics_command import add_command as add_metrics
 from fxcache.option_table import options_table
 from fxcache.options import Options
 from fxcache.version import __version__
@@ -74,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--degree", type=int, default=4, help="of the polynomial, 1 to 7 (default: 4)")
     calibrate.add_argument("--out", metavar="FILE.json", help="where to save what was measured")
     calibrate.set_defaults(run=_calibrate)
+
+    add_metrics(commands)
     return parser
 
 

@@ -32,8 +32,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "user": (
         {
-            *("", "__main__", "api", "calibration", "cli", "debug", "enabled", "explain", "plot", "refresh"),
-            *("short_name", "summary", "targets"),
+            *("", "__main__", "api", "calibration", "cli", "debug", "enabled", "explain", "metrics"),
+            *("metrics_command", "plot", "refresh", "short_name", "summary", "targets"),
         },
         {"base", "entry", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),

@@ -125,3 +125,26 @@ def test_the_weights_are_small_files_in_half_precision(tmp_path: Path) -> None:
     assert max(sizes) < 15e6 and sum(sizes) <= 38e6
     loaded = load_transformer(tmp_path)
     assert torch.equal(loaded.proj_out.weight, transformer.proj_out.weight.half().float())
+
+
+def test_the_committed_weights_know_the_velocity_and_what_the_caption_says() -> None:
+    """On scenes that were drawn for nobody else: near the training's last loss, and worse with another's caption."""
+    transformer = load_transformer()
+    batch = train.draw_batch(4, 12_345, 0, torch.device("cpu"))
+    ids = position_ids(torch.device("cpu"))
+
+    def loss(text: torch.Tensor, pooled: torch.Tensor) -> float:
+        with torch.no_grad():
+            made = transformer(
+                hidden_states=batch.noisy,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                timestep=batch.times,
+                txt_ids=ids[0],
+                img_ids=ids[1],
+                return_dict=False,
+            )[0]
+        return float(torch.nn.functional.mse_loss(made, batch.velocity))
+
+    own, others = loss(batch.text, batch.pooled), loss(batch.text.roll(1, 0), batch.pooled.roll(1, 0))
+    assert own < 0.08 and own < 0.8 * others

@@ -44,7 +44,7 @@ class Costs:
 
 
 def operations_by_letter(entry: Entry, schedule: Schedule) -> dict[str, float]:
-    """Operations per call of the transformer for a picture, by what was decided about the step; counted with nothing compiled."""
+    """Operations per call of the transformer for a picture, by what was decided; counted with nothing compiled."""
     totals = [0]
     counter = FlopCounterMode(display=False, custom_mapping=_MORE)
     noting = watching(entry, lambda _: totals.append(counter.get_total_flops()))

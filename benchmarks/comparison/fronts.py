@@ -44,14 +44,8 @@ def best_at(rows: Rows, speedup: float) -> dict[str, Any] | None:
 
 def fastest_at(rows: Rows, psnr_db: float) -> dict[str, Any] | None:
     """The fastest row among those of at least this PSNR."""
-    good = [
-        row for row in measured(rows) if row["psnr_db"] >= psnr_db and row["group"] != "plain" or _fewer(row, psnr_db)
-    ]
+    good = [row for row in measured(rows) if row["psnr_db"] >= psnr_db]
     return max(good, key=lambda row: median(row["speedup_to_inductor"]), default=None)
-
-
-def _fewer(row: dict[str, Any], psnr_db: float) -> bool:
-    return row["method"] == "fewer-steps" and row["psnr_db"] >= psnr_db
 
 
 def summary_of(rows: Rows) -> dict[str, Any]:

@@ -215,9 +215,24 @@ class Faster(Hooked):
 
 
 class Sea(Hooked):
-    """SeaCache, with the latents that the transformer is given as pictures."""
+    """SeaCache, with the latents that the transformer is given as pictures.
+
+    It asks for step, sigma and the number of steps beside the name of a branch, which most pipelines do not give.
+    """
 
     hook = "sea_cache_leader_block"
+
+    def __init__(self, stage: Stage, way: str) -> None:
+        super().__init__(stage, way)
+        named = self.transformer.cache_context
+
+        def informed(name: str) -> Any:
+            scheduler = self.pipeline.scheduler
+            step = scheduler.step_index or 0
+            sigma = float(scheduler.sigmas[step])
+            return named(name, step_index=step, sigma=sigma, num_inference_steps=self.schedule.steps)
+
+        self.transformer.cache_context = informed
 
     def config(self, schedule: Schedule) -> Any:
         return SeaCacheConfig(raw_vision_callback=_grids_of_tokens)

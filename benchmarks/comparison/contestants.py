@@ -48,7 +48,7 @@ class Contestant:
     first_blocks: int | None = None
     """Blocks that run in every step, for a method that cannot be told."""
     skips_inside: bool = False
-    """Whether it skips parts of blocks, so that its operations have to be counted while it runs."""
+    """Whether it skips other things than whole blocks, so that its operations are counted while it runs."""
     tuned: bool = False
     """Whether it is compiled under the settings that cache-dit recommends."""
 
@@ -169,7 +169,7 @@ def _diffusers() -> list[Contestant]:
     return [
         *contestant("fbc", FirstBlock, thresholds, first_blocks=1),
         *contestant("taylorseer", partial(TaylorSeer, lite=False), intervals, skips_inside=True),
-        *contestant("taylorseer-lite", partial(TaylorSeer, lite=True), intervals, first_blocks=0),
+        *contestant("taylorseer-lite", partial(TaylorSeer, lite=True), intervals, first_blocks=0, skips_inside=True),
         *contestant("magcache", MagCache, knob(ERRORS, "error"), first_blocks=0, follows_masks=False),
         *contestant("pab", Pyramid, intervals, skips_inside=True, follows_masks=False),
         *contestant("fastercache", Faster, intervals, skips_inside=True, follows_masks=False),

@@ -116,31 +116,41 @@ class Fxcache(Entry):
         super().__init__(stage, "compile")
         self._config = functools.partial(config or own_config, stage)
         self._calibrator, self._enabled = calibrator, False
+        self._earlier: set[str] = set()
 
     def begin(self, schedule: Schedule) -> None:
         super().begin(schedule)
         if self._enabled:
             # another mask or threshold needs no other graph
             fxcache.refresh_context(self.transformer, **self._config(schedule).to_mapping())
-            return
-        options = {"inner_backend": self.stage.inner, "on_refusal": "raise", "dynamic": False}
-        fxcache.enable_cache(self.transformer, self._config(schedule), self._calibrator, **options)
-        self._enabled = True
+        else:
+            options = {"inner_backend": self.stage.inner, "on_refusal": "raise", "dynamic": False}
+            fxcache.enable_cache(self.transformer, self._config(schedule), self._calibrator, **options)
+            self._enabled = True
+        self._earlier = {context.generation for context in fxcache.summary(self.transformer).contexts}
 
     def decisions(self) -> tuple[str, ...]:
-        branches = self.stage.model.branches
-        # the branches of the last generation; where one has fewer steps, a call was not attributed
-        found = tuple(context.decisions for context in fxcache.summary(self.transformer).contexts[-branches:])
-        if [len(branch) for branch in found] != [self.schedule.steps] * branches:
-            raise RuntimeError(f"expected {branches} branches of {self.schedule.steps} steps, found {found}")
+        branches, steps = self.stage.model.branches, self.schedule.steps
+        if self.schedule.mask is not None and "0" not in self.schedule.mask:
+            # where nothing can be reused, the graph is left as it is, and there is nothing to note
+            return super().decisions()
+        found = tuple(context.decisions for context in self._contexts())
+        # where a branch has fewer steps, a call was not attributed
+        if [len(branch) for branch in found] != [steps] * branches:
+            raise RuntimeError(f"expected {branches} branches of {steps} steps, found {found}")
         return found
 
     def skipped_blocks(self) -> float | None:
-        contexts = fxcache.summary(self.transformer).contexts[-self.stage.model.branches :]
+        contexts = self._contexts()
         if all(context.pruned_ratio is None for context in contexts):
             return None
         free = self.blocks - self.schedule.first_blocks - self.schedule.last_blocks
         return sum((context.pruned_ratio or 0.0) * self.schedule.steps * free for context in contexts)
+
+    def _contexts(self) -> list[Any]:
+        """The branches of the last generation."""
+        found = fxcache.summary(self.transformer).contexts
+        return [context for context in found if context.generation not in self._earlier]
 
     def state_bytes(self) -> int:
         return fxcache.summary(self.transformer).state_bytes

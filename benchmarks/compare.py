@@ -157,6 +157,16 @@ def frame_of(given: argparse.Namespace, model: Model, stage: Stage) -> Frame:
     return Frame(steps, quarter, quarter) if given.few_step else Frame(steps)
 
 
+def _check(given: argparse.Namespace) -> None:
+    """ValueError for arguments that no comparison can be made of."""
+    for name, least in {"rounds": 1, "count": 1, "steps": 4}.items():
+        value = getattr(given, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name}={value}: expected at least {least}")
+    if given.few_step and given.steps is None:
+        raise ValueError("--few-step: expected --steps as well, such as --steps 8")
+
+
 def default_path(given: argparse.Namespace) -> Path:
     """Where the figures of a comparison go."""
     ending = f"-{given.steps}-steps" if given.few_step else ""
@@ -195,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     given = parser.parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
+        _check(given)
         if given.readme:
             from benchmarks.comparison.readme import write_readme
 

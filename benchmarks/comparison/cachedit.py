@@ -18,16 +18,16 @@ Calibrator = tuple[str, dict[str, Any]]
 
 
 class CacheDit(Entry):
-    """DBCache with one calibrator, or none."""
+    """DBCache, or DBPrune, with one calibrator or none."""
 
-    def __init__(self, stage: Stage, way: str, calibrator: Calibrator | None = None) -> None:
+    def __init__(self, stage: Stage, way: str, calibrator: Calibrator | None = None, prunes: bool = False) -> None:
         super().__init__(stage, way)
         # it logs a dozen lines for every configuration
         os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
         import cache_dit
 
         self._cache_dit, self._adapter = cache_dit, None
-        self._calibrator = calibrator
+        self._calibrator, self._prunes = calibrator, prunes
 
     def begin(self, schedule: Schedule) -> None:
         super().begin(schedule)
@@ -43,8 +43,21 @@ class CacheDit(Entry):
 
     def decisions(self) -> tuple[str, ...]:
         context, steps = self._context(), range(self.schedule.steps)
+        if self._prunes:
+            return self._pruned_decisions()
         cached = [context.get_cached_steps(), context.get_cfg_cached_steps()][: self.stage.model.branches]
         return tuple("".join("." if step in branch else "C" for step in steps) for branch in cached)
+
+    def skipped_blocks(self) -> float | None:
+        context = self._context()
+        return sum(context.get_pruned_blocks() + context.get_cfg_pruned_blocks()) if self._prunes else None
+
+    def _pruned_decisions(self) -> tuple[str, ...]:
+        context = self._context()
+        pruned = [context.get_pruned_blocks(), context.get_cfg_pruned_blocks()][: self.stage.model.branches]
+        if any(len(branch) != self.schedule.steps for branch in pruned):
+            raise RuntimeError(f"expected the pruned blocks of {self.schedule.steps} steps, found {pruned}")
+        return tuple("".join("m" if count else "C" for count in branch) for branch in pruned)
 
     def state(self) -> Iterable[Any]:
         return (self._context(),)
@@ -80,4 +93,5 @@ class CacheDit(Entry):
             fixed = {"steps_computation_mask": mask, "steps_computation_policy": "static", "max_warmup_steps": 2}
             return self._cache_dit.DBCacheConfig(**common, **fixed)
         compared = {"residual_diff_threshold": schedule.threshold, "max_warmup_steps": schedule.warmup_steps}
-        return self._cache_dit.DBCacheConfig(**common, **compared)
+        kind = self._cache_dit.DBPruneConfig if self._prunes else self._cache_dit.DBCacheConfig
+        return kind(**common, **compared)

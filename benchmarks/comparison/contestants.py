@@ -6,9 +6,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import fxcache
-from benchmarks.comparison.entries import WAYS, Entry, Fxcache, Stage, open_ideal, open_plain
+from benchmarks.comparison.entries import (
+    WAYS,
+    Entry,
+    Fxcache,
+    Stage,
+    open_ideal,
+    open_plain,
+    pruning_config,
+)
+from benchmarks.comparison.grids import (
+    ERRORS,
+    INTERVALS,
+    THRESHOLDS,
+    Grid,
+    both,
+    fewer_steps,
+    knob,
+    thresholds,
+    without_first,
+)
+from benchmarks.comparison.published import Config, published
+from benchmarks.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -19,10 +41,22 @@ class Contestant:
     group: str
     """`plain`, `fxcache`, `cache-dit` or `diffusers`."""
     open: Callable[[Stage], Entry]
-    caches: bool = True
-    """Whether steps can be reused."""
+    grid: Grid | None = None
+    """Its settings; None: it has none, and computes every step."""
+    follows_masks: bool = True
+    """Whether it can be made to compute the steps of a mask."""
+    first_blocks: int | None = None
+    """Blocks that run in every step, for a method that cannot be told."""
+    skips_inside: bool = False
+    """Whether it skips other things than whole blocks, so that its operations are counted while it runs."""
     tuned: bool = False
     """Whether it is compiled under the settings that cache-dit recommends."""
+
+    def fit(self, schedule: Schedule) -> Schedule:
+        """The schedule as this contestant runs it: without a cache every step is computed."""
+        if self.grid is None:
+            return Schedule("steps", schedule.steps, words=schedule.words)
+        return schedule if self.first_blocks is None else replace(schedule, first_blocks=self.first_blocks)
 
 
 def all_contestants() -> list[Contestant]:
@@ -55,21 +89,43 @@ def _named(name: str) -> list[Contestant]:
 
 def _plain() -> list[Contestant]:
     names = {"eager": "eager", "inductor": "compile", "inductor-blocks": "compile-blocks"}
-    plain = [Contestant(name, "plain", partial(open_plain, way=way), False) for name, way in names.items()]
-    return [*plain, Contestant("ideal", "plain", open_ideal, False)]
+    plain = [Contestant(name, "plain", partial(open_plain, way=way)) for name, way in names.items()]
+    fewer = Contestant("fewer-steps", "plain", partial(open_plain, way="compile"), fewer_steps, follows_masks=False)
+    return [*plain, Contestant("ideal", "plain", open_ideal), fewer]
+
+
+CALIBRATORS: dict[str, tuple[str, dict[str, int]] | None] = {
+    "": None,
+    "-taylorseer1": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 1}),
+    "-taylorseer2": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 2}),
+    "-foca": ("FoCaCalibratorConfig", {}),
+    "-dmd": ("DMDCalibratorConfig", {}),
+}
+"""What a name ends in, and the class of the calibrator with its arguments: both projects call them alike."""
 
 
 def _own() -> list[Contestant]:
-    calibrators = {
-        "": lambda: None,
-        "-taylorseer1": lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1),
-        "-regression": fxcache.RegressionCalibratorConfig,
-    }
+    def entry(calibrator: tuple[str, dict[str, int]] | None, config: Config | None = None) -> Callable[[Stage], Entry]:
+        return lambda stage: Fxcache(stage, calibrator and getattr(fxcache, calibrator[0])(**calibrator[1]), config)
 
-    def entry(make: Callable[[], object]) -> Callable[[Stage], Entry]:
-        return lambda stage: Fxcache(stage, make())
-
-    return [Contestant(f"fxcache{ending}", "fxcache", entry(make)) for ending, make in calibrators.items()]
+    regression = ("RegressionCalibratorConfig", {})
+    calibrators = {**CALIBRATORS, "-regression": regression}
+    found = [Contestant(f"fxcache{name}", "fxcache", entry(each), both) for name, each in calibrators.items()]
+    found += [
+        Contestant(f"fxcache-f0{name}", "fxcache", entry(each), without_first(both))
+        for name, each in {"": None, "-taylorseer1": calibrators["-taylorseer1"], "-regression": regression}.items()
+    ]
+    found += [
+        Contestant(f"fxcache-dbprune{name}", "fxcache", entry(CALIBRATORS[name], pruning_config), thresholds, False)
+        for name in ("", "-taylorseer1")
+    ]
+    others = {"interval": knob(INTERVALS, "every"), "magcache": knob(ERRORS, "error")}
+    others |= dict.fromkeys(("teacache", "easycache"), knob(THRESHOLDS, "threshold"))
+    for name, grid in others.items():
+        found.append(
+            Contestant(f"fxcache-{name}", "fxcache", entry(None, published(name)), grid, False, first_blocks=0)
+        )
+    return found
 
 
 def _cache_dit() -> list[Contestant]:
@@ -77,26 +133,47 @@ def _cache_dit() -> list[Contestant]:
         return []
     from benchmarks.comparison.cachedit import CacheDit
 
-    calibrators = {"": None, "-taylorseer1": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 1})}
-    return [
-        Contestant(f"cache-dit{ending}{_suffix(way)}", "cache-dit", partial(CacheDit, way=way, calibrator=calibrator))
-        for ending, calibrator in calibrators.items()
+    cached = [
+        Contestant(
+            f"cache-dit{ending}{_suffix(way)}", "cache-dit", partial(CacheDit, way=way, calibrator=calibrator), both
+        )
+        for ending, calibrator in CALIBRATORS.items()
         for way in WAYS
     ]
+    pruned = [
+        Contestant(
+            f"cache-dit-dbprune{ending}{_suffix(way)}",
+            "cache-dit",
+            partial(CacheDit, way=way, calibrator=CALIBRATORS[ending], prunes=True),
+            thresholds,
+            follows_masks=False,
+        )
+        for ending in ("", "-taylorseer1")
+        for way in WAYS
+    ]
+    return [*cached, *pruned]
 
 
 def _diffusers() -> list[Contestant]:
-    from benchmarks.comparison.hooked import FirstBlock, TaylorSeer
+    from benchmarks.comparison.hooked import Faster, FirstBlock, MagCache, Pyramid, Sea, TaylorSeer
 
-    kinds: dict[str, Callable[..., Entry]] = {
-        "fbc": FirstBlock,
-        "taylorseer": partial(TaylorSeer, lite=False),
-        "taylorseer-lite": partial(TaylorSeer, lite=True),
-    }
+    intervals = knob(INTERVALS, "every")
+    thresholds = knob(THRESHOLDS, "threshold")
+
+    def contestant(name: str, kind: Callable[..., Entry], grid: Grid, **traits: Any) -> list[Contestant]:
+        return [
+            Contestant(f"diffusers-{name}{_suffix(way)}", "diffusers", partial(kind, way=way), grid, **traits)
+            for way in WAYS
+        ]
+
     return [
-        Contestant(f"diffusers-{name}{_suffix(way)}", "diffusers", partial(kind, way=way))
-        for name, kind in kinds.items()
-        for way in WAYS
+        *contestant("fbc", FirstBlock, thresholds, first_blocks=1),
+        *contestant("taylorseer", partial(TaylorSeer, lite=False), intervals, skips_inside=True),
+        *contestant("taylorseer-lite", partial(TaylorSeer, lite=True), intervals, first_blocks=0, skips_inside=True),
+        *contestant("magcache", MagCache, knob(ERRORS, "error"), first_blocks=0, follows_masks=False),
+        *contestant("pab", Pyramid, intervals, skips_inside=True, follows_masks=False),
+        *contestant("fastercache", Faster, intervals, skips_inside=True, follows_masks=False),
+        *contestant("seacache", Sea, thresholds, first_blocks=0, follows_masks=False),
     ]
 
 

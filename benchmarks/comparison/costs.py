@@ -27,28 +27,29 @@ _MORE = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_
 
 @dataclass(frozen=True)
 class Costs:
-    """Operations of one call of the transformer for one branch."""
+    """Operations of one call of the transformer for one branch and one picture."""
 
     call: int
     blocks: tuple[int, ...]
 
-    def of(self, schedule: Schedule, decisions: Sequence[str]) -> int:
-        """Operations of a generation that computed or reused the blocks between those that always run."""
-        last = len(self.blocks) - schedule.last_blocks
-        middle = sum(self.blocks[schedule.first_blocks : last])
+    def of(self, schedule: Schedule, decisions: Sequence[str], skipped_blocks: float | None = None) -> float:
+        """Operations of a generation that reused the blocks between those that always run, or so many of them."""
+        middle = self.blocks[schedule.first_blocks : len(self.blocks) - schedule.last_blocks]
         letters = "".join(decisions)
+        if skipped_blocks is not None:
+            return len(letters) * self.call - skipped_blocks * sum(middle) / len(middle)
         if set(letters) - set("C."):
             raise ValueError(f"{decisions}: expected steps that are computed or reused as a whole")
-        return len(letters) * self.call - letters.count(".") * middle
+        return len(letters) * self.call - letters.count(".") * sum(middle)
 
 
-def operations_by_letter(entry: Entry, schedule: Schedule, count: int) -> dict[str, float]:
-    """Operations per call of the transformer, by what was decided about the step; counted with nothing compiled."""
+def operations_by_letter(entry: Entry, schedule: Schedule) -> dict[str, float]:
+    """Operations per call of the transformer for a picture, by what was decided; counted with nothing compiled."""
     totals = [0]
     counter = FlopCounterMode(display=False, custom_mapping=_MORE)
     noting = watching(entry, lambda _: totals.append(counter.get_total_flops()))
     with torch.compiler.set_stance("force_eager"), counter, noting:
-        decisions = draw(entry, schedule, 0, count).decisions
+        decisions = draw(entry, schedule, 0, 1).decisions
     steps = [after - before for before, after in itertools.pairwise(totals)]
     found: dict[str, list[float]] = {}
     for work, letters in zip(steps, zip(*decisions, strict=True), strict=True):
@@ -58,8 +59,8 @@ def operations_by_letter(entry: Entry, schedule: Schedule, count: int) -> dict[s
     return {letter: sum(works) / len(works) for letter, works in found.items()}
 
 
-def costs_of(model: Model, pipeline: Any, count: int) -> Costs:
-    """Count one step of the model for `count` pictures."""
+def costs_of(model: Model, pipeline: Any) -> Costs:
+    """Count one step of the model for one picture."""
     probe = twin(pipeline)
     blocks = blocks_of(probe.transformer)
     marks: list[int] = []
@@ -67,6 +68,6 @@ def costs_of(model: Model, pipeline: Any, count: int) -> Costs:
         for block in blocks:
             block.register_forward_pre_hook(lambda *_: marks.append(-counter.get_total_flops()))
             block.register_forward_hook(lambda *_: marks.append(counter.get_total_flops()))
-        model.draw(probe, 0, count, 1)
+        model.draw(probe, 0, 1, 1)
     pairs = [before + after for before, after in zip(marks[::2], marks[1::2], strict=True)]
     return Costs(int(counter.get_total_flops()) // model.branches, tuple(pairs[: len(blocks)]))

@@ -33,9 +33,6 @@ class Stage:
 class Entry:
     """A contestant with a pipeline of its own; this one is uncached."""
 
-    has_hooks = True
-    """Whether it decides outside of compiled code, and so does the same when nothing is compiled."""
-
     def __init__(self, stage: Stage, way: str = "eager") -> None:
         self.stage, self.way = stage, way
         self.pipeline = twin(stage.source)
@@ -73,6 +70,10 @@ class Entry:
         """What the last generation did, per branch a letter per step: `C` computed, `.` reused, `m` a part of it."""
         return ("C" * self.schedule.steps,) * self.stage.model.branches
 
+    def skipped_blocks(self) -> float | None:
+        """Executions of a block that the last generation saved, where its decisions do not tell."""
+        return None
+
     def state(self) -> Iterable[Any]:
         """What holds tensors between two steps."""
         return ()
@@ -109,34 +110,70 @@ def open_ideal(stage: Stage, way: str = "compile") -> Entry:
 class Fxcache(Entry):
     """fxcache with one calibrator, or none."""
 
-    has_hooks = False
-
-    def __init__(self, stage: Stage, calibrator: Any = None, config: Callable[[Schedule], Any] | None = None) -> None:
+    def __init__(
+        self, stage: Stage, calibrator: Any = None, config: Callable[[Stage, Schedule], Any] | None = None
+    ) -> None:
         super().__init__(stage, "compile")
-        from benchmarks.methods import cache_config
-
-        self._config, self._calibrator, self._enabled = config or cache_config, calibrator, False
+        self._config = functools.partial(config or own_config, stage)
+        self._calibrator, self._enabled = calibrator, False
+        self._earlier: set[str] = set()
 
     def begin(self, schedule: Schedule) -> None:
         super().begin(schedule)
         if self._enabled:
             # another mask or threshold needs no other graph
             fxcache.refresh_context(self.transformer, **self._config(schedule).to_mapping())
-            return
-        options = {"inner_backend": self.stage.inner, "on_refusal": "raise", "dynamic": False}
-        fxcache.enable_cache(self.transformer, self._config(schedule), self._calibrator, **options)
-        self._enabled = True
+        else:
+            options = {"inner_backend": self.stage.inner, "on_refusal": "raise", "dynamic": False}
+            fxcache.enable_cache(self.transformer, self._config(schedule), self._calibrator, **options)
+            self._enabled = True
+        self._earlier = {context.generation for context in fxcache.summary(self.transformer).contexts}
 
     def decisions(self) -> tuple[str, ...]:
-        branches = self.stage.model.branches
-        # the branches of the last generation; where one has fewer steps, a call was not attributed
-        found = tuple(context.decisions for context in fxcache.summary(self.transformer).contexts[-branches:])
-        if [len(branch) for branch in found] != [self.schedule.steps] * branches:
-            raise RuntimeError(f"expected {branches} branches of {self.schedule.steps} steps, found {found}")
+        branches, steps = self.stage.model.branches, self.schedule.steps
+        if self.schedule.mask is not None and "0" not in self.schedule.mask:
+            # where nothing can be reused, the graph is left as it is, and there is nothing to note
+            return super().decisions()
+        found = tuple(context.decisions for context in self._contexts())
+        # where a branch has fewer steps, a call was not attributed
+        if [len(branch) for branch in found] != [steps] * branches:
+            raise RuntimeError(f"expected {branches} branches of {steps} steps, found {found}")
         return found
+
+    def skipped_blocks(self) -> float | None:
+        contexts = self._contexts()
+        if all(context.pruned_ratio is None for context in contexts):
+            return None
+        free = self.blocks - self.schedule.first_blocks - self.schedule.last_blocks
+        return sum((context.pruned_ratio or 0.0) * self.schedule.steps * free for context in contexts)
+
+    def _contexts(self) -> list[Any]:
+        """The branches of the last generation."""
+        found = fxcache.summary(self.transformer).contexts
+        return [context for context in found if context.generation not in self._earlier]
 
     def state_bytes(self) -> int:
         return fxcache.summary(self.transformer).state_bytes
 
     def close(self) -> None:
         fxcache.disable_cache(self.transformer)
+
+
+def own_config(_: Stage, schedule: Schedule) -> Any:
+    """DBCache with the thresholds or the mask of a schedule."""
+    blocks = {"Fn_compute_blocks": schedule.first_blocks, "Bn_compute_blocks": schedule.last_blocks}
+    if schedule.mask is not None:
+        mask = {"steps_computation_mask": schedule.mask, "steps_computation_policy": "static"}
+        return fxcache.DBCacheConfig(**blocks, **mask, max_warmup_steps=schedule.warmup_steps or 0)
+    compared = {"residual_diff_threshold": schedule.threshold, "max_warmup_steps": schedule.warmup_steps}
+    return fxcache.DBCacheConfig(**blocks, **compared)
+
+
+def pruning_config(_: Stage, schedule: Schedule) -> Any:
+    """DBPrune with a threshold."""
+    return fxcache.DBPruneConfig(
+        Fn_compute_blocks=schedule.first_blocks,
+        Bn_compute_blocks=schedule.last_blocks,
+        residual_diff_threshold=schedule.threshold,
+        max_warmup_steps=schedule.warmup_steps,
+    )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import fxcache
 from benchmarks.comparison.contestants import Contestant
 from benchmarks.comparison.costs import Costs
 from benchmarks.comparison.measure import Drawn
@@ -48,22 +47,12 @@ class Competitor:
         """Of the contestant."""
         return self.contestant.name
 
-    def follows(self, schedule: Schedule) -> Schedule:
-        """The schedule for this contestant: one that cannot reuse anything computes every step."""
-        return schedule if self.contestant.caches else Schedule("steps", schedule.steps)
-
-
-def mask_schedule(preset: str, steps: int, first: int = 1, last: int = 0) -> Schedule:
-    """A preset of step computation masks as a schedule."""
-    mask = "".join(map(str, fxcache.steps_mask(total_steps=steps, mask_policy=preset)))
-    return Schedule("mask", steps, first, mask, last_blocks=last)
-
 
 def begin(competitor: Competitor, count: int) -> None:
     """Let a contestant compile, in a process of its own without waiting for it."""
     assert competitor.seat is not None
     try:
-        competitor.seat.begin("prepare", competitor.follows(SHORT), count)
+        competitor.seat.begin("prepare", competitor.contestant.fit(SHORT), count)
     except Refused as refusal:
         competitor.refusal = str(refusal)
 
@@ -76,7 +65,7 @@ def prepare(competitor: Competitor, count: int, examines: bool) -> None:
     try:
         competitor.prepared = competitor.seat.answer()
         if examines:
-            competitor.examined = competitor.seat.ask("examine", competitor.follows(SHORT), count)
+            competitor.examined = competitor.seat.ask("examine", competitor.contestant.fit(SHORT), count)
     except Refused as refusal:
         competitor.refusal = str(refusal)
 
@@ -108,7 +97,7 @@ def _steady(each: Competitor, preset: str, schedule: Schedule, number: int, coun
     """Draw a round; once more where something had to be compiled on the way, which is counted."""
     assert each.seat is not None
     for _ in range(ATTEMPTS):
-        drawn, graphs = each.seat.ask("draw", each.follows(schedule), number, count)
+        drawn, graphs = each.seat.ask("draw", each.contestant.fit(schedule), number, count)
         each.recompiles[preset] = each.recompiles.get(preset, 0) + graphs
         if not graphs:
             break
@@ -170,8 +159,8 @@ def _measured(
     counted = each.examined and each.examined.flops
     if counted:
         found["flops"] = sum(counted[letter] * _count(decisions, letter) for letter in sorted(set("".join(decisions))))
-    elif each.contestant.group in ("plain", "fxcache"):
-        found["flops"] = costs.of(schedule, decisions)
+    elif each.name != "ideal":
+        found["flops"] = costs.of(each.contestant.fit(schedule), decisions)
     found |= {"computed_steps": _count(decisions, "C"), "reused_steps": _count(decisions, ".")}
     for base in BASES:
         beside = [one.seconds for one in by_name[base].drawn.get(preset, [])] if base in by_name else []

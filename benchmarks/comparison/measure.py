@@ -31,6 +31,8 @@ class Drawn:
     steps_ms: list[float]
     """From the end of a step to the end of the next one; the first begins with the generation."""
     decisions: tuple[str, ...]
+    skipped_blocks: float | None = None
+    """Executions of a block that were saved, where the decisions do not tell."""
 
     def of(self, letter: str) -> list[float]:
         """Times of the steps that all branches decided so, but the first one, which sets the generation up."""
@@ -79,7 +81,7 @@ def draw(entry: Entry, schedule: Schedule, number: int, count: int) -> Drawn:
         wanted = schedule.mask.replace("1", "C").replace("0", ".")
         if set(decisions) != {wanted}:
             raise RuntimeError(f"expected the steps {wanted} in every branch, found {', '.join(decisions)}")
-    return Drawn(pictures, seconds, clock.milliseconds(), decisions)
+    return Drawn(pictures, seconds, clock.milliseconds(), decisions, entry.skipped_blocks())
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class Model:
     """Calls of the transformer per step."""
     steps = 50
     """Of one generation, unless told otherwise."""
+    is_judged = False
+    """Whether quality means something: `reference` gives a judge."""
 
     def load(self, device: str) -> Any:
         """The pipeline with its weights on the device."""
@@ -38,8 +40,8 @@ class Model:
         raise NotImplementedError
 
     def reference(self, pictures: Tensor, rounds: int, count: int) -> Any:
-        """What judges pictures beside these uncached ones of all rounds; None: quality means nothing here."""
-        return None
+        """What judges pictures beside these uncached ones of all rounds: has a `quality` of pictures, a dataclass."""
+        raise NotImplementedError
 
 
 class RandomFlux(Model):
@@ -84,7 +86,7 @@ class RandomFlux(Model):
 class Digits(Model):
     """The trained model of `benchmarks.digits`: classes in turn, guidance 2 in two calls."""
 
-    name, branches, guidance = "digits", 2, 2.0
+    name, branches, is_judged, guidance = "digits", 2, True, 2.0
 
     def load(self, device: str) -> Any:
         from benchmarks.digits.sample import load_pipeline

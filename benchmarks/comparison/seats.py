@@ -43,7 +43,7 @@ class Examined:
 
     memory: Memory
     flops: dict[str, float] | None = None
-    """Per call of the transformer, by what was decided; None where only its decisions tell."""
+    """Per call of the transformer, by what was decided; None where the decisions tell."""
     gpu: Any = None
     """On a GPU: the steps as the profiler saw them, and what was decided in them."""
 
@@ -57,6 +57,7 @@ class Worker:
 
     def prepare(self, short: Schedule, count: int) -> Prepared:
         """Open and compile."""
+        self.close()
         with _limits(), compilation() as compiled:
             self._entry = self._contestant.open(self._stage)
             first = self._draw(short, 0, count)
@@ -74,8 +75,8 @@ class Worker:
         assert self._entry is not None
         with _limits(), torch.no_grad():
             found = Examined(memory(self._entry, schedule, count))
-            if self._entry.has_hooks:
-                found.flops = operations_by_letter(self._entry, schedule, count)
+            if self._contestant.skips_inside:
+                found.flops = operations_by_letter(self._entry, schedule)
             if torch.device(self._stage.device).type == "cuda":
                 from benchmarks.comparison.gpu import profiled
 

@@ -1,0 +1,118 @@
+"""Fronts of quality over speed: what no other setting of a method beats, and what the goals are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Spread
+
+Rows = Sequence[dict[str, Any]]
+Point = tuple[float, float]
+"""Speedup to plain Inductor, and PSNR."""
+SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
+"""At which fronts are compared."""
+GOOD_DB = 30.0
+"""Pictures of this PSNR to the uncached ones are hard to tell from them."""
+OWN = "fxcache"
+
+
+def median(value: Any) -> float:
+    """The middle of a spread, also of one that was read from a file."""
+    return float(value.median if isinstance(value, Spread) else value["median"])
+
+
+def measured(rows: Rows) -> list[dict[str, Any]]:
+    """The rows that have a quality."""
+    return [row for row in rows if row.get("psnr_db") is not None]
+
+
+def front(rows: Rows, speed: str = "speedup_to_inductor") -> list[dict[str, Any]]:
+    """The rows that no other one beats in both speed and PSNR, by speed."""
+    ordered = sorted(measured(rows), key=lambda row: (median(row[speed]), row["psnr_db"]))
+    return [
+        row for i, row in enumerate(ordered) if all(other["psnr_db"] < row["psnr_db"] for other in ordered[i + 1 :])
+    ]
+
+
+def best_at(rows: Rows, speedup: float) -> dict[str, Any] | None:
+    """The row with the best PSNR among those that are at least so fast."""
+    fast = [row for row in measured(rows) if median(row["speedup_to_inductor"]) >= speedup]
+    return max(fast, key=lambda row: row["psnr_db"], default=None)
+
+
+def fastest_at(rows: Rows, psnr_db: float) -> dict[str, Any] | None:
+    """The fastest row among those of at least this PSNR."""
+    good = [row for row in measured(rows) if row["psnr_db"] >= psnr_db]
+    return max(good, key=lambda row: median(row["speedup_to_inductor"]), default=None)
+
+
+def summary_of(rows: Rows) -> dict[str, Any]:
+    """At each speedup the best of this project and of all others, and who is fastest at a good PSNR."""
+    own = [row for row in rows if row["group"] == OWN]
+    others = [row for row in rows if row["group"] != OWN]
+    at = []
+    for speedup in SPEEDUPS:
+        pair = {"own": best_at(own, speedup), "others": best_at(others, speedup)}
+        at.append({"speedup": speedup, **{side: row and _brief(row) for side, row in pair.items()}})
+    fastest = {"own": fastest_at(own, GOOD_DB), "others": fastest_at(others, GOOD_DB)}
+    return {
+        "at_speedup": at,
+        "psnr_db": GOOD_DB,
+        "fastest": {side: row and _brief(row) for side, row in fastest.items()},
+    }
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("method", "setting", "psnr_db", "accuracy")
+    return {**{name: row[name] for name in names}, "speedup": median(row["speedup_to_inductor"])}
+
+
+COLOURS = {"fxcache": "tab:red", "cache-dit": "tab:blue", "diffusers": "tab:green", "plain": "black"}
+SPEEDS: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
+    "time": ("times faster than plain Inductor", lambda row: median(row["speedup_to_inductor"])),
+    "work": ("times fewer operations", lambda row: row["factor"]),
+}
+
+
+def plot_fronts(rows: Rows, path: Path, name: str) -> None:
+    """Draw PSNR over speedup and over saved operations: all settings as dots, the front of every project as a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # no pyplot: it would open a window system and keep the figure
+    figure = Figure(figsize=(12.0, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    # equal to the uncached pictures, or uncached: nothing to see
+    shown = [row for row in measured(rows) if row["psnr_db"] < 99]
+    for axes, (label, speed) in zip(figure.subplots(1, 2, sharey=True), SPEEDS.values(), strict=True):
+        for group, colour in COLOURS.items():
+            mine = [row for row in shown if row["group"] == group]
+            if mine:
+                _draw(axes, mine, speed, colour, "fewer steps" if group == "plain" else group)
+        axes.set_xscale("log")
+        axes.set_xlabel(label)
+        axes.grid(color="0.9", which="both")
+        axes.set_ylabel("PSNR to uncached, dB")
+        _number_ticks(axes)
+    figure.suptitle(name)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles) or 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _draw(axes: Any, rows: Rows, speed: Callable[[dict[str, Any]], float], colour: str, label: str) -> None:
+    points = sorted((speed(row), row["psnr_db"]) for row in rows)
+    best = [point for i, point in enumerate(points) if all(other[1] < point[1] for other in points[i + 1 :])]
+    axes.scatter(*zip(*points, strict=True), s=8, color=colour, alpha=0.35)
+    axes.plot(*zip(*best, strict=True), color=colour, marker="o", markersize=3.5, linewidth=1.4, label=label)
+
+
+def _number_ticks(axes: Any) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))

@@ -1,0 +1,88 @@
+"""The settings that every contestant is tried with: one knob, six values, the same for all who have it.
+
+Whatever else a method has keeps the value that it has by itself, but for two knobs of those who know them: one block
+runs in every step (`--few-step`: a quarter of them at either end), and two steps are computed before the first reuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import fxcache
+from benchmarks.schedules import Schedule
+
+THRESHOLDS = (0.06, 0.09, 0.12, 0.18, 0.27, 0.4)
+"""Of a relative difference, from one step to the last computed one or summed over steps."""
+ERRORS = (0.03, 0.06, 0.12, 0.24, 0.48, 0.96)
+"""Of the accumulated error of magnitudes."""
+INTERVALS = (2, 3, 4, 5, 6, 8)
+"""A step in so many is computed."""
+SHARES = (0.8, 0.6, 0.45, 0.34, 0.22, 0.16)
+"""Of the steps that are taken at all, in the baseline without a cache."""
+PRESETS = ("slow", "medium", "fast", "ultra")
+WARMUP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the grids of all contestants share."""
+
+    steps: int
+    first_blocks: int = 1
+    last_blocks: int = 0
+
+
+Grid = Callable[[Frame], list[Schedule]]
+
+
+def preset_mask(preset: str, frame: Frame) -> Schedule:
+    """A preset of step computation masks as a schedule."""
+    mask = "".join(map(str, fxcache.steps_mask(total_steps=frame.steps, mask_policy=preset)))
+    words = f"mask {preset}, {mask.count('1')} of {frame.steps}"
+    return Schedule("mask", frame.steps, frame.first_blocks, mask, words=words, last_blocks=frame.last_blocks)
+
+
+def masks(frame: Frame) -> list[Schedule]:
+    """The presets, those that are the same mask once."""
+    found = {schedule.mask: schedule for schedule in (preset_mask(preset, frame) for preset in PRESETS)}
+    return list(found.values())
+
+
+def thresholds(frame: Frame) -> list[Schedule]:
+    """Thresholds of the indicator that a method has by itself."""
+    return [
+        Schedule(
+            "threshold",
+            frame.steps,
+            frame.first_blocks,
+            threshold=threshold,
+            warmup_steps=WARMUP_STEPS,
+            words=f"threshold {threshold:g}",
+            last_blocks=frame.last_blocks,
+        )
+        for threshold in THRESHOLDS
+    ]
+
+
+def knob(values: tuple[float, ...], word: str) -> Grid:
+    """The grid of a method with a knob of its own."""
+    return lambda frame: [Schedule("knob", frame.steps, threshold=value, words=f"{word} {value:g}") for value in values]
+
+
+def fewer_steps(frame: Frame) -> list[Schedule]:
+    """The baseline: no cache, as much less work in fewer steps."""
+    counts = dict.fromkeys(max(1, round(share * frame.steps)) for share in SHARES)
+    return [
+        Schedule("steps", count, words=f"{count} of {frame.steps} steps") for count in counts if count < frame.steps
+    ]
+
+
+def both(frame: Frame) -> list[Schedule]:
+    """Thresholds, and masks."""
+    return [*thresholds(frame), *masks(frame)]
+
+
+def without_first(grid: Grid) -> Grid:
+    """The same with no block that always runs at the start."""
+    return lambda frame: grid(Frame(frame.steps, 0, 0))

@@ -1,0 +1,203 @@
+"""The comparison reports what it measures; its times are not looked at."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+
+from PIL import Image
+
+from benchmarks import compare
+from benchmarks.comparison import contestants, grids
+from benchmarks.comparison.contestants import chosen
+from benchmarks.comparison.entries import Stage
+from benchmarks.comparison.models import MODELS
+from benchmarks.comparison.readme import section, section_in, write_readme
+from benchmarks.comparison.seats import Refused, Seat
+from benchmarks.report import ROOT
+from benchmarks.schedules import Schedule
+
+STEPS, SAMPLES, ROUNDS = 8, 4, 2
+PEER = ("cache-dit",) if contestants.find_spec("cache_dit") else ()
+METHODS = ("fewer-steps", "fxcache-dbprune", *PEER, "diffusers-magcache", "diffusers-pab", "diffusers-fastercache")
+FOLLOWERS = (*PEER, "diffusers-fbc", "diffusers-taylorseer-lite")
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for place in (grids, contestants):
+            patch.setattr(place, "THRESHOLDS", (0.4,))
+        patch.setattr(contestants, "ERRORS", (0.5,))
+        patch.setattr(contestants, "INTERVALS", (3,))
+        patch.setattr(grids, "SHARES", (0.5,))
+        patch.setattr(grids, "PRESETS", ("ultra",))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, small: None) -> Path:
+    folder = tmp_path_factory.mktemp("compare") / "deep"
+    arguments = ["--model", "digits", "--in-process", "--inner-backend", "eager", "--steps", str(STEPS)]
+    arguments += ["--samples", str(SAMPLES), "--rounds", str(ROUNDS), "--abreast", "4"]
+    compare.main([*arguments, "--methods", *METHODS, "--json", str(folder / "run.json")])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def rows(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["method"], row["setting"]): row for row in report["rows"]}
+
+
+def test_every_setting_has_a_row(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    wanted = {("inductor", "all steps"), ("eager", "all steps"), ("fewer-steps", "4 of 8 steps")}
+    wanted |= {("fxcache-dbprune", "threshold 0.4"), ("diffusers-magcache", "error 0.5")}
+    wanted |= {("diffusers-pab", "every 3"), ("diffusers-fastercache", "every 3")}
+    if PEER:
+        wanted |= {("cache-dit", "threshold 0.4"), ("cache-dit", "mask ultra, 4 of 8")}
+    assert set(rows) == wanted
+
+
+def test_uncached_models_are_perfect_and_as_fast_as_themselves(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for name in compare.BASES:
+        row = rows[name, "all steps"]
+        assert row["psnr_db"] > 90 and row["ssim"] > 0.9999 and row["factor"] == 1 and row["reused_share"] == 0
+        assert row[f"speedup_to_{name}"]["median"] == 1
+
+
+def test_quality_is_in_the_same_row_as_speed(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for (method, setting), row in rows.items():
+        if row["refusal"] is None and setting != "all steps":
+            assert 5 < row["psnr_db"] < 99 and 0 < row["ssim"] < 1 and 0 <= row["accuracy"] <= 1, method
+            assert row["factor"] > 1 and row["image_s"]["count"] == row["speedup_to_eager"]["count"] == ROUNDS
+            assert row["peak_bytes"] >= 0 and (row["state_bytes"] > 0) == (method != "fewer-steps")
+            # too few pictures for a distance of distributions
+            assert row["frechet_uncached"] is row["frechet_real"] is None
+    assert rows["fewer-steps", "4 of 8 steps"]["factor"] == 2
+
+
+def test_a_refusal_is_a_row_with_its_reason(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    row = rows["diffusers-fastercache", "every 3"]
+    assert row["refusal"].startswith("RuntimeError: permute") and "psnr_db" not in row
+
+
+def test_the_json_says_where_the_figures_come_from(report: dict[str, Any]) -> None:
+    assert report["versions"]["torch"] == torch.__version__ and report["machine"]["cores"] >= 1
+    assert ("cache-dit" in report["versions"]) == bool(PEER)
+    assert report["case"]["samples"] == SAMPLES and report["case"]["steps"] == STEPS
+
+
+def test_the_plot(folder: Path) -> None:
+    with Image.open(folder / "run.png") as picture:
+        assert picture.width > 800 and picture.height > 400
+
+
+def test_speed_at_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "speed.json"
+    arguments = ["--model", "flux-tiny", "--in-process", "--inner-backend", "eager", "--steps", str(STEPS)]
+    compare.main([*arguments, "--methods", "eager", "ideal", *FOLLOWERS, "--rounds", "2", "--json", str(path)])
+    content = json.loads(path.read_text())
+    found = {(row["method"], row["preset"]): row for row in content["rows"]}
+    assert {preset for _, preset in found} == {"slow", "fast", "ultra"}
+    for (method, preset), row in found.items():
+        cached = method not in ("eager", "ideal")
+        wanted = row["mask"].replace("1", "C").replace("0", ".") if cached else "C" * STEPS
+        assert row["decisions"] == [wanted], (method, preset)
+        assert row["reused_steps"] == (row["mask"].count("0") if cached else 0)
+        assert row["wall_s"]["count"] == row["speedup_to_eager"]["count"] == 2
+        assert ("reused_to_ideal" in row) == cached and (row["reused_step_ms"] is not None) == cached
+    assert found["diffusers-fbc", "ultra"]["flops"] < found["diffusers-fbc", "slow"]["flops"]
+    assert "11101001" in capsys.readouterr().out
+
+
+def test_contestants_sit_in_processes_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "speed.json"
+    command = [sys.executable, "-m", "benchmarks.compare", "--model", "flux-tiny", "--steps", "8", "--json", str(path)]
+    command += ["--methods", "diffusers-fbc", "--schedules", "fast", "--rounds", "1"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["refusal"] is None and row["decisions"] == ["CCC.C..C"] and row["state_bytes"] > 0
+
+
+def test_a_seat_says_what_went_wrong() -> None:
+    model = MODELS["flux-tiny"]
+    (contestant,) = chosen(["diffusers-pab"], ())
+    seat = Seat(contestant, Stage(model, "cpu", model.load("cpu"), "eager"))
+    with pytest.raises(Refused, match="NotImplementedError: Pyramid follows no mask"):
+        seat.ask("prepare", Schedule("mask", 3, mask="101"), 1)
+    seat.close()
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "magic"], "--methods magic: expected some of eager, inductor,"),
+        (["--methods", "fxcache+fast"], "--methods fxcache+fast: expected some of eager,"),
+        (["--samples", "5"], "--samples=5, --rounds=2: expected a multiple of the rounds"),
+        (["--rounds", "0"], "--rounds=0: expected at least 1"),
+        (["--steps", "3"], "--steps=3: expected at least 4"),
+        (["--few-step"], "--few-step: expected --steps as well, such as --steps 8"),
+        (["--abreast", "0"], "--abreast=0: expected at least 1"),
+        (["--model", "flux-tiny", "--methods", "diffusers-pab"], "--methods diffusers-pab: expected contestants that"),
+        (["--readme", "--json", "/nowhere.json"], "--readme: expected /nowhere.json, which a comparison writes"),
+        (["--model", "flux-tiny", "--methods", "inductor+tuned"], "expected no +tuned together with --in-process"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(["--in-process", *arguments])
+    assert words in capsys.readouterr().err
+
+
+def test_names_and_groups() -> None:
+    assert [each.name for each in chosen(["eager", "eager", "ideal"], ())] == ["eager", "ideal"]
+    assert {each.group for each in chosen(["diffusers-all"], ())} == {"diffusers"}
+    (tuned,) = chosen(["inductor+tuned"], ())
+    assert tuned.tuned and tuned.name == "inductor+tuned"
+
+
+# --- the README
+
+
+def test_the_readme_has_what_the_json_gives() -> None:
+    given = type("Given", (), {"few_step": False, "model": "digits", "device": "cpu", "steps": None})()
+    source = compare.default_path(given)
+    found = section_in((ROOT / "README.md").read_text())
+    if source.exists():
+        wanted = section(json.loads(source.read_text()), str(source.relative_to(ROOT)), "docs/images/compare.png")
+        assert found.strip() == wanted.strip(), "run python -m benchmarks.compare --readme"
+    else:
+        assert not found.strip()
+
+
+def test_writing_the_readme(folder: Path, tmp_path: Path, report: dict[str, Any]) -> None:
+    readme, picture = tmp_path / "README.md", tmp_path / "images" / "compare.png"
+    readme.write_text((ROOT / "README.md").read_text())
+    for _ in range(2):
+        write_readme(folder / "run.json", readme, picture)
+    text = section_in(readme.read_text())
+    assert picture.exists() and "(images/compare.png)" in text and "4 pictures per setting, 8 steps" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| fewer-steps |"))
+    assert len(line.split("|")) == 9 and "- `diffusers-fastercache`: `RuntimeError: permute" in text
+    readme.write_text("no place")
+    with pytest.raises(ValueError, match=r"README\.md: expected one <!-- compare"):
+        write_readme(folder / "run.json", readme, picture)

@@ -108,8 +108,39 @@ class Digits(Model):
         return torch.arange(number * count, (number + 1) * count) % 10
 
 
+class Scenes(Model):
+    """The trained model of `benchmarks.scenes`, 24 blocks: random captions, guidance 3 in two calls."""
+
+    name, branches, steps, is_judged, guidance = "scenes", 2, 28, True, 3.0
+
+    def load(self, device: str) -> Any:
+        from benchmarks.scenes.sample import load_pipeline
+
+        return load_pipeline().to(device)
+
+    def draw(self, pipeline: Any, number: int, count: int, steps: int) -> Tensor:
+        generator = torch.Generator().manual_seed(FIRST_SEED + number)
+        layouts = self._layouts(number, count)
+        (images,) = pipeline(layouts, steps, self.guidance, generator, output_type="pt", return_dict=False)
+        return images
+
+    def reference(self, pictures: Tensor, rounds: int, count: int) -> Any:
+        from benchmarks.scenes.caption import Layouts
+        from benchmarks.scenes.quality import SceneReference
+
+        asked = [self._layouts(number, count) for number in range(rounds)]
+        things, backgrounds = (torch.cat([getattr(each, part) for each in asked]) for part in ("things", "backgrounds"))
+        return SceneReference(pictures.cpu(), Layouts(things, backgrounds))
+
+    def _layouts(self, number: int, count: int) -> Any:
+        from benchmarks.scenes.data import random_layouts
+
+        return random_layouts(count, torch.Generator().manual_seed(FIRST_SEED + number))
+
+
 _ALL: tuple[Model, ...] = (
     Digits(),
+    Scenes(),
     RandomFlux("flux-tiny", PRESETS["tiny"]),
     RandomFlux("flux-like", PRESETS["small"]),
     RandomFlux("flux1-dev-random", PRESETS["flux-dev"]),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.scenes import check, judge
+from benchmarks.scenes import check, judge, quality
 from benchmarks.scenes.caption import BACKGROUNDS, COLOURS, NOTHING, PLACES, SHAPES, SIZES, Layouts, Scene, Thing
 from benchmarks.scenes.data import PAINT, draw, random_layouts
 from benchmarks.scenes.model import VOCABULARY, condition, pack, position_ids, unpack, words
@@ -273,3 +273,19 @@ def test_samples_are_shown_beside_real_scenes(
         assert all(abs(a - b) <= 1 for a, b in zip(seen, wanted, strict=True))
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].startswith("judge on real: 9") and printed[2].startswith("judge on samples: ")
+
+
+def test_quality_beside_uncached_scenes(quick_judge: judge.Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "load_judge", lambda: quick_judge)
+    monkeypatch.setattr(quality, "REAL", 100)
+    pictures, layouts = check.held_out(12)
+    reference = quality.SceneReference(pictures, layouts)
+    same = reference.quality(pictures)
+    assert (same.psnr_db, same.ssim, same.frechet_uncached) == pytest.approx((99.0, 1.0, 0.0), abs=1e-6)
+    assert same.accuracy == quick_judge.accuracy(pictures, layouts)
+    noise = torch.rand(pictures.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (pictures + 0.4 * (noise - 0.5)).clamp(0, 1)
+    errors = (noisy.double() - pictures.double()).square().flatten(1).mean(dim=1)
+    worse = reference.quality(noisy)
+    assert worse.psnr_db == pytest.approx(float((-10 * errors.log10()).mean()), abs=1e-3)
+    assert worse.ssim < 0.99 and worse.frechet_uncached > 1

@@ -21,7 +21,7 @@ class SceneReference:
     def __init__(self, pictures: Tensor, layouts: Layouts) -> None:
         self._pictures, self._layouts, self._judge = pictures, layouts, load_judge()
         self._uncached = self._judge.features(pictures)
-        self._real = self._judge.features(held_out(REAL)[1])
+        self._real = self._judge.features(held_out(REAL)[0])
 
     def quality(self, pictures: Tensor) -> Quality:
         """Judge pictures that were drawn from the same noise and captions; accuracy is that of attributes."""

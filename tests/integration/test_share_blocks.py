@@ -82,10 +82,15 @@ class Chain(nn.Module):
 
 
 class Scaled(Residual):
-    """Is handed a factor besides its stream."""
+    """Is handed a factor besides its stream, for what lies between its products, as queries and keys do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.inner = nn.LayerNorm(2 * width)
 
     def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
-        return super().forward(x[0] * x[1])
+        stream, factor = x
+        return stream + self.down(self.inner(self.up(self.norm(stream))) * factor)
 
 
 class Rotated(Chain):
@@ -93,7 +98,7 @@ class Rotated(Chain):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.patches(x).flatten(2).transpose(1, 2)
-        rows, columns = torch.outer(torch.arange(h.shape[1]), torch.linspace(0.1, 1, 12)).chunk(2, -1)
+        rows, columns = torch.outer(torch.arange(h.shape[1]), torch.linspace(0.1, 1, 24)).chunk(2, -1)
         angles = torch.cat([columns, rows], -1)
         factor = torch.cat([angles, angles], -1).cos()
         for block in self.blocks:

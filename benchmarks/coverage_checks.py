@@ -99,7 +99,7 @@ def examine(entry: Entry, inner: str, splits: Mapping[str, tuple[int, int]]) -> 
             sizes = not entry.one_size
             wanted = _plain(tiny, inner, (START, NEXT, OTHER) if sizes else (START, NEXT))
             for name, split in splits.items():
-                run = Run(tiny, inner, split, sizes=sizes and not outcome.splits, settle=entry.settle)
+                run = Run(tiny, inner, split, sizes=sizes and not outcome.splits, late=name in entry.late)
                 answers = run.answers(wanted)
                 if run.refusals:
                     said = "; ".join(dict.fromkeys(run.refusals))
@@ -140,8 +140,8 @@ class Run:
     split: tuple[int, int]
     sizes: bool = True
     """Whether another size comes in between."""
-    settle: int = 1
-    """Calls until something is stored of a generation or a size."""
+    late: bool = False
+    """Whether the first call of a generation or a size stores nothing, because it has to meet the size of that."""
     made: list[tuple[Call, Made]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
@@ -174,15 +174,17 @@ class Run:
             answers[NEVER] = worst([computed(self(call), wanted[call]) for call in (START, NEXT)])
             answers[SAME] = reused(self(NEXT), wanted[NEXT])
             if self.sizes:
-                others = [computed(self(OTHER), wanted[OTHER]) for _ in range(self.settle)]
+                others = self._stored(OTHER, wanted[OTHER])
                 answers[SIZE] = worst([*others, reused(self(OTHER), wanted[OTHER])])
                 answers[BACK] = right(self(NEXT), wanted[NEXT])
         fxcache.refresh_context(self.tiny.module, residual_diff_threshold=FAR)
         with fxcache.generation():
-            for _ in range(self.settle):
-                self(START)
-            answers[REAL] = skipped(self(NEXT), wanted[NEXT])
+            answers[REAL] = worst([*self._stored(START, wanted[START]), skipped(self(NEXT), wanted[NEXT])])
         return {check: answers[check] for check in CHECKS if check in answers}
+
+    def _stored(self, call: Call, wanted: Any) -> list[str]:
+        """The answers of the calls until something is stored: a late one repeats itself and meets nothing to reuse."""
+        return [computed(self(call), wanted) for _ in range(2 if self.late else 1)]
 
 
 def computed(made: Made, wanted: Any) -> str:

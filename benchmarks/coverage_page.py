@@ -27,10 +27,13 @@ compiler:
 1. **never reused**: two different steps are computed in the code that could reuse, bit for bit as the plain model.
 2. **identical call**: the inputs of a step as another step are reused, within 1e-5 of the plain model.
 3. **really reused**: other inputs, under a large threshold, give something else than the plain model: the middle did
-   not run.
+   not run. The call before is computed, bit for bit as the plain model.
 4. **second size** (first split): another size in the same generation is computed, bit for bit as the plain model, and
    its own identical call is reused within 1e-5.
 5. **first size again** (first split): the identical call of the first size is within 1e-5 of the plain model.
+
+Where the size of what is stored depends on data (words that a mask leaves), the first call of a generation and of a
+size meets it, and only the second, the same once more, is stored: 3 and 4 check that the second is computed too.
 
 A class that is refused gives one warning that says why, and the plain model's outputs bit for bit.
 """

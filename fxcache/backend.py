@@ -84,7 +84,7 @@ class _Compilation:
     def run(self, gm: GraphModule) -> Callable[..., Any]:
         """Compile Dynamo's graph, or take from AOTAutograd's cache what an earlier process has made of it."""
         options, inputs = self._options, list(self._inputs)
-        if not options.can_reuse and options.share_blocks is False and options.inner_backend == "inductor":
+        if not options.can_reuse and not options.share_blocks and options.inner_backend == "inductor":
             return through_inductor(None, gm, inputs, options)
         if shelf is not None and shelf.can_keep(inputs, options):
             key = shelf.key_of(gm, inputs, options, is_fragment=self._is_fragment)

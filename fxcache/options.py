@@ -210,8 +210,8 @@ class Options:
     """Options for the inner compiler: Inductor's settings and ``mode``, such as ``{"mode": "max-autotune"}``."""
 
     share_blocks: bool | None = None
-    """With ``inner_backend`` "inductor": compile blocks of one structure once. None: in a graph that is not cached only
-    in float32 on the CPU, where that changes no bit."""
+    """With ``inner_backend`` "inductor": compile blocks of one structure once. None: in graphs that are cached, so that
+    others are left to plain Inductor as they are."""
 
     on_refusal: Literal["warn", "raise"] = "warn"
     """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""

@@ -14,16 +14,17 @@ from torch.fx import GraphModule, Node
 
 from fxcache.errors import Refusal
 from fxcache.options import Options
-from fxcache.regions.dataflow import HALF, Flow, tensor_of
+from fxcache.regions.dataflow import Flow
 from fxcache.regions.discover import discover, signature
 from fxcache.regions.region import Region
-from fxcache.regions.trunk import Trunk, find_trunk
+from fxcache.regions.trunk import find_trunk
 from fxcache.regions.units import discover_units
 from fxcache.rewrite.commit_state import commit_state
 from fxcache.rewrite.early_sizes import early_sizes
 from fxcache.rewrite.gather_references import gather_references
 from fxcache.rewrite.insert_cond import insert_cond
 from fxcache.rewrite.instruments import Pass, PassRecord, run_pass
+from fxcache.rewrite.keep_inlined import keep_inlined
 from fxcache.rewrite.keep_precision import keep_precision
 from fxcache.rewrite.outline_middle import outline_middle
 from fxcache.rewrite.pin_layouts import pin_layouts
@@ -82,14 +83,19 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     mine = copy_graph(gm)
     early_sizes(mine)
     parameters = _parameters(mine, static)
+    inlines = options.inner_backend == "inductor"
     folder = _folder(options)
     if options.prunes:
         units = discover_units(mine.graph, parameters, options)
+        if inlines and not isinstance(units, Refusal) and keep_inlined(mine, units[0].trunk):
+            units = discover_units(mine.graph, parameters, options)
         if isinstance(units, Refusal):
             return units
         wrong = next(filter(None, (check_sizes(unit, options) for unit in units)), None)
         return wrong or _rewrite_units(mine, units, options, folder)
     region = discover(mine.graph, parameters, options)
+    if inlines and not isinstance(region, Refusal) and keep_inlined(mine, region.trunk):
+        region = discover(mine.graph, parameters, options)
     if isinstance(region, Refusal):
         return region
     wrong = check_sizes(region, options)
@@ -106,13 +112,15 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
 
 
 def share(gm: GraphModule, static: Collection[int], options: Options) -> GraphModule | None:
-    """Copy a graph that is not cached and share its blocks; None where there is nothing to share."""
-    if not _shares(options):
+    """Copy a graph that is not cached and share its blocks; None where nobody has asked for it or none are alike."""
+    if not (_shares(options) and options.share_blocks):
         return None
     mine = copy_graph(gm)
     parameters = _parameters(mine, static)
     trunk = find_trunk(mine.graph, Flow(mine.graph), parameters)
-    if isinstance(trunk, Refusal) or (options.share_blocks is None and _may_change_bits(trunk)):
+    if not isinstance(trunk, Refusal) and keep_inlined(mine, trunk):
+        trunk = find_trunk(mine.graph, Flow(mine.graph), parameters)
+    if isinstance(trunk, Refusal):
         return None
     mark_blocks(trunk, parameters)
     return mine if run_pass(0, share_blocks, mine, None, _folder(options)).changes else None
@@ -126,15 +134,6 @@ def _shares(options: Options) -> bool:
 def _parameters(gm: GraphModule, static: Collection[int]) -> set[Node]:
     placeholders = gm.graph.find_nodes(op="placeholder")
     return {placeholders[i] for i in static}
-
-
-def _may_change_bits(trunk: Trunk) -> bool:
-    """Say whether a border between blocks may show in the last bits.
-
-    It rounds half precision that Inductor would keep in float32 inside a kernel, and nobody has compared GPUs.
-    """
-    values = [tensor_of(node) for block in trunk.blocks for node in block.nodes]
-    return any(value is not None and (value.dtype in HALF or value.device.type != "cpu") for value in values)
 
 
 def _folder(options: Options) -> Path | None:

@@ -138,14 +138,14 @@ def test_what_shapes_the_graph_meets_no_older_artefact(folder: Path) -> None:
 def test_plain_inductor_never_meets_a_rewritten_graph(tmp_path: Path) -> None:
     (cached,) = process(tmp_path, CACHED)
     never = {"residual_diff_threshold": 0}
-    plain, off, sharing = process(tmp_path, PLAIN, {"fxcache": {**never, "share_blocks": False}}, {"fxcache": never})
+    plain, off, sharing = process(tmp_path, PLAIN, {"fxcache": never}, {"fxcache": {**never, "share_blocks": True}})
     assert reused(cached)
     assert found(plain) == COMPILED and found(off) == WHOLE  # what can never reuse is plain Inductor's
     assert found(sharing) == COMPILED  # but not where blocks are shared
     assert not reused(plain) and not reused(off) and not reused(sharing)
     assert plain["decisions"] == off["decisions"] == sharing["decisions"] == "CCCC"
     assert plain["same"][0] == off["same"][0] == sharing["same"][0]
-    (again,) = process(tmp_path, {"fxcache": never})
+    (again,) = process(tmp_path, {"fxcache": {**never, "share_blocks": True}})
     assert found(again) == WHOLE and again["same"][0] == plain["same"][0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
-OFF = {"residual_diff_threshold": 0.0, "on_refusal": "raise"}
+from fxcache.errors import RefusalWarning
+
+OFF: dict[str, Any] = {"residual_diff_threshold": 0.0, "on_refusal": "raise"}
+SHARED = {**OFF, "share_blocks": True}
 ON = {"Fn_compute_blocks": 1, "max_warmup_steps": 1, "residual_diff_threshold": 1.0, "on_refusal": "raise"}
 
 
@@ -77,10 +81,37 @@ class Chain(nn.Module):
         return total
 
 
+class Scaled(Residual):
+    """Is handed a factor besides its stream, for what lies between its products, as queries and keys do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.inner = nn.LayerNorm(2 * width)
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+        stream, factor = x
+        return stream + self.down(self.inner(self.up(self.norm(stream))) * factor)
+
+
+class Rotated(Chain):
+    """What rotary embeddings do: every block reads the cosine of angles, which are joined to themselves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.patches(x).flatten(2).transpose(1, 2)
+        rows, columns = torch.outer(torch.arange(h.shape[1]), torch.linspace(0.1, 1, 24)).chunk(2, -1)
+        angles = torch.cat([columns, rows], -1)
+        factor = torch.cat([angles, angles], -1).cos()
+        for block in self.blocks:
+            h = block((h, factor))
+        out: Tensor = self.head(h)
+        return out
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: Chain(Residual),
     "another layout": lambda: Chain(Turned),
     "parts of one tensor": lambda: Chain(Joint, streams=2),
+    "rotated": lambda: Rotated(Scaled),
     "inputs handed through": lambda: Chain(Passing, streams=3),
 }
 
@@ -97,7 +128,7 @@ def test_the_bits_of_plain_inductor(name: str) -> None:
     with torch.no_grad():
         expected = torch.compile(model, fullgraph=True, dynamic=False)(x)
         torch._dynamo.reset()
-        compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=False, options=OFF)
+        compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=False, options=SHARED)
         got, (code, *_) = run_and_get_code(compiled, x)
         assert torch.equal(got, expected)
         # the first block reads the patches and settles layouts for the others
@@ -110,7 +141,7 @@ def test_the_bits_of_plain_inductor(name: str) -> None:
 def test_dynamic_sizes() -> None:
     torch.manual_seed(0)
     model = MODELS["parts of one tensor"]().eval()
-    compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=True, options=OFF)
+    compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=True, options=SHARED)
     with torch.no_grad():
         _, (code, *_) = run_and_get_code(compiled, torch.randn(2, 4, 6, 10))
         assert len(functions(code)) == 1
@@ -121,16 +152,32 @@ def test_dynamic_sizes() -> None:
 
 def test_switched_off_there_is_none() -> None:
     model, x = MODELS["residual"]().eval(), torch.randn(2, 4, 6, 8)
-    options = {**OFF, "share_blocks": False}
     with torch.no_grad():
-        compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=False, options=options)
-        _, (code, *_) = run_and_get_code(compiled, x)
-    assert functions(code) == []
+        for options in ({**ON, "share_blocks": False}, {**SHARED, "share_blocks": False}):
+            torch._dynamo.reset()
+            compiled = torch.compile(model, backend="fxcache", fullgraph=True, dynamic=False, options=options)
+            _, (code, *_) = run_and_get_code(compiled, x)
+            assert functions(code) == []
 
 
-def test_in_the_branch_and_on_reused_steps() -> None:
+def test_what_is_not_cached_is_left_to_plain_inductor() -> None:
+    model, x = MODELS["rotated"]().eval(), torch.randn(2, 4, 6, 8)
+    refused = {"Fn_compute_blocks": 1, "trunk": ["nowhere"]}
+    codes = []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RefusalWarning)
+        for backend, options in (("inductor", None), ("fxcache", OFF), ("fxcache", refused)):
+            torch._dynamo.reset()
+            compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=False, options=options)
+            _, (code, *_) = run_and_get_code(compiled, x)
+            codes.append(re.sub(r"^# AOT ID: .*$", "", code, flags=re.MULTILINE))
+    assert codes[0] == codes[1] == codes[2]
+
+
+@pytest.mark.parametrize("name", ["residual", "rotated"])
+def test_in_the_branch_and_on_reused_steps(name: str) -> None:
     torch.manual_seed(0)
-    model, x = MODELS["residual"]().eval(), torch.randn(2, 4, 6, 8)
+    model, x = MODELS[name]().eval(), torch.randn(2, 4, 6, 8)
     with torch.no_grad():
         plain = torch.compile(model, fullgraph=True, dynamic=False)(x)
         torch._dynamo.reset()

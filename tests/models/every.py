@@ -34,8 +34,8 @@ class Entry:
     """What the warning of a refused class should say: a regular expression."""
     one_size: str = ""
     """Why no second size is tried: what stops the plain model under `torch.compile`."""
-    settle: int = 1
-    """Calls until something is stored: 2 where the size of what is stored depends on data, and must be met first."""
+    late: tuple[str, ...] = ()
+    """Splits under which the size of what is stored depends on data: it is met by one call and stored by the next."""
 
     def build(self) -> TinyModel:
         """The model with four blocks; where its trunk has two stacks, with three in each."""
@@ -95,8 +95,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     "HunyuanDiT2DModel": Entry("hunyuan_dit"),
     "HunyuanImageTransformer2DModel": Entry("hunyuan_image"),
-    "HunyuanVideo15Transformer3DModel": Entry("hunyuan_video15"),
-    "HunyuanVideoFramepackTransformer3DModel": Entry("framepack", trunk="transformer_blocks[4]", settle=2),
+    "HunyuanVideo15Transformer3DModel": Entry("hunyuan_video15", late=("F1B1", "F2B1")),
+    "HunyuanVideoFramepackTransformer3DModel": Entry(
+        "framepack", trunk="transformer_blocks[4]", late=("F1B0", "F1B1", "F2B1")
+    ),
     "HunyuanVideoTransformer3DModel": Entry("hunyuan_video"),
     "Ideogram4Transformer2DModel": Entry("ideogram4"),
     "JoyImageEditPlusTransformer3DModel": Entry("joyimage_plus"),

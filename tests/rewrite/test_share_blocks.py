@@ -208,9 +208,10 @@ def test_the_branch_of_the_middle_shares_its_own() -> None:
 
 def test_switched_off_and_for_other_inner_compilers_nothing_is_shared() -> None:
     sketch = plain()
-    for options in ({"inner_backend": "eager"}, {"inner_backend": "inductor", "share_blocks": False}):
+    wanted = {"inner_backend": "inductor", "share_blocks": True}
+    for options in ({**wanted, "inner_backend": "eager"}, {**wanted, "share_blocks": False}):
         assert share(sketch.gm, sketch.static, sketch.plan(**options).options) is None
-    copy = share(sketch.gm, sketch.static, sketch.plan(inner_backend="inductor").options)
+    copy = share(sketch.gm, sketch.static, sketch.plan(**wanted).options)
     assert copy is not None
     assert copy is not sketch.gm
     assert submodules(sketch.gm) == []
@@ -222,11 +223,12 @@ def test_a_graph_without_a_trunk_is_left() -> None:
     sketch = Sketch()
     h, w = sketch.input("h", 6, 4), sketch.weight("w", 4, 4)
     gm = sketch.finish(sketch.op(aten.mm.default, h, w))
-    assert share(gm, sketch.static, two_users().plan(inner_backend="inductor").options) is None
+    assert share(gm, sketch.static, two_users().plan(inner_backend="inductor", share_blocks=True).options) is None
 
 
-def test_an_uncached_graph_in_half_precision_keeps_its_bits_unless_told_otherwise() -> None:
-    sketch = half()
+@pytest.mark.parametrize("make", [plain, half])
+def test_a_graph_that_is_not_cached_keeps_its_bits_unless_told_otherwise(make: Callable[[], Sketch]) -> None:
+    sketch = make()
     assert share(sketch.gm, sketch.static, sketch.plan(inner_backend="inductor").options) is None
     told = sketch.plan(inner_backend="inductor", share_blocks=True).options
     assert share(sketch.gm, sketch.static, told) is not None
@@ -234,5 +236,6 @@ def test_an_uncached_graph_in_half_precision_keeps_its_bits_unless_told_otherwis
 
 def test_the_wrapper_in_cpp_cannot_call_submodules() -> None:
     sketch = plain()
+    told = sketch.plan(inner_backend="inductor", share_blocks=True).options
     with torch._inductor.config.patch(cpp_wrapper=True):
-        assert share(sketch.gm, sketch.static, sketch.plan(inner_backend="inductor").options) is None
+        assert share(sketch.gm, sketch.static, told) is None

@@ -214,3 +214,9 @@ def test_the_committed_results_are_of_the_exported_classes_and_all_is_well():
             assert row["builder"] == ENTRIES[name].builder
             assert row["ok"], coverage_page.outcome(row)
             assert bool(row["refusal"]) == bool(ENTRIES[name].refused)
+
+
+def test_what_is_said_to_be_stored_late_must_not_be_stored_at_once():
+    seen = examine(Entry("depth_decoder", late=("F1B0",)), "eager", ONE)
+    assert not seen.ok
+    assert seen.splits["F1B0"][coverage_checks.REAL] == seen.splits["F1B0"][coverage_checks.SIZE] == "decided ."

@@ -1,0 +1,27 @@
+"""The page of the comparison says what its JSON says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.docs.pages import DOCS, tables
+
+RESULTS = DOCS.parent / "benchmarks" / "results" / "compare-flux1-dev-random-cuda.json"
+COLUMNS = {"computed_step_ms": ("computed step ms", 1), "reused_step_ms": ("reused step ms", 2)}
+
+
+def shown(row: dict[str, Any]) -> list[str]:
+    times = ["-" if row[name] is None else f"{row[name]['median']:.{digits}f}" for name, (_, digits) in COLUMNS.items()]
+    speed = f"{row['speedup_to_inductor']['median']:.2f}x"
+    return [
+        str(row["computed_steps"]), row["method"], f"{row['wall_s']['median']:.3f}", speed, *times,
+        str(row["graph_breaks"]),
+    ]  # fmt: skip
+
+
+def test_the_table_is_that_of_the_json() -> None:
+    measured = [shown(row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
+    (table,) = tables((DOCS / "comparison.md").read_text(encoding="utf-8"), "computed steps of 28")
+    assert len(table) >= 18
+    assert [line for line in table if line not in measured] == []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.fx import Node
 
+from fxcache.options import Options
 from fxcache.regions.trunk import Trunk
 from fxcache.rewrite.keep_inlined import keep_inlined
 from fxcache.rewrite.pipeline import rewrite, share
@@ -162,3 +163,12 @@ def test_shared_blocks_get_the_angles_and_not_their_cosines() -> None:
     assert copy is not None
     ((_, body),) = copy.named_children()
     assert cosines(body) == 1  # type: ignore[arg-type]
+
+
+def test_units_that_are_decided_for_themselves_get_the_angles_too() -> None:
+    sketch = turned(cosine)
+    for inner, inside in (("inductor", [1, 1]), ("eager", [0, 0])):
+        options = Options(method="dbprune", inner_backend=inner)  # type: ignore[arg-type]
+        result = rewrite(sketch.gm, sketch.static, options)
+        branches = [branch for name, branch in result.gm.named_children() if "compute" in name]  # type: ignore[union-attr]
+        assert sorted(map(cosines, branches))[-2:] == inside, inner  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from benchmarks.comparison.grids import (
     without_first,
 )
 from benchmarks.comparison.published import Config, published
+from benchmarks.peers import INSTALL
 from benchmarks.schedules import Schedule
 
 
@@ -67,12 +68,20 @@ def all_contestants() -> list[Contestant]:
 def chosen(names: Sequence[str], default: Sequence[str]) -> list[Contestant]:
     """Contestants by name, or all of a group by `GROUP-all`; ValueError for one that does not exist.
 
-    A name that ends in `+tuned` is the contestant under the compile settings that cache-dit recommends.
+    A name that ends in `+tuned` is the contestant under the compile settings that cache-dit recommends. Of `default`,
+    what is not installed is left out.
     """
     found: dict[str, Contestant] = {}
+    if not names and not _has_cache_dit():
+        default = [name for name in default if not name.startswith("cache-dit")]
+        print(INSTALL)
     for name in names or default:
         found |= {each.name: each for each in _named(name)}
     return list(found.values())
+
+
+def _has_cache_dit() -> bool:
+    return find_spec("cache_dit") is not None
 
 
 def _named(name: str) -> list[Contestant]:
@@ -81,6 +90,8 @@ def _named(name: str) -> list[Contestant]:
         if name == f"{group}-all":
             return [each for each in known.values() if each.group == group]
     plain = name.removesuffix("+tuned")
+    if plain.startswith("cache-dit") and not _has_cache_dit():
+        raise ValueError(f"--methods {name}: expected that cache-dit is installed. {INSTALL}")
     if plain not in known:
         groups = dict.fromkeys(f"{each.group}-all" for each in known.values())
         raise ValueError(f"--methods {name}: expected some of {', '.join([*known, *groups])}, a name also with +tuned")
@@ -129,7 +140,7 @@ def _own() -> list[Contestant]:
 
 
 def _cache_dit() -> list[Contestant]:
-    if find_spec("cache_dit") is None:
+    if not _has_cache_dit():
         return []
     from benchmarks.comparison.cachedit import CacheDit
 

@@ -147,6 +147,17 @@ def test_a_seat_says_what_went_wrong() -> None:
 # --- arguments
 
 
+def test_without_cache_dit_the_others_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(contestants, "find_spec", lambda name: None)
+    found = [each.name for each in contestants.chosen([], ["inductor", "cache-dit", "cache-dit-compile", "fxcache"])]
+    assert found == ["inductor", "fxcache"]
+    assert '-e ".[bench,peers]" adds it' in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--methods cache-dit: expected that cache-dit is installed\. .*pip install"):
+        contestants.chosen(["cache-dit"], [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.fronts import GOOD_DB, SPEEDUPS, best_at, fastest_at, measured, median
+from benchmarks.comparison.fronts import GOOD_DB, SPEEDUPS, best_at, fastest_at, measured, median, plot_fronts
 from benchmarks.report import ROOT
 
 README = ROOT / "README.md"
@@ -26,10 +25,9 @@ def write_readme(source: Path, readme: Path = README, picture: Path = PICTURE) -
     if not source.exists():
         raise ValueError(f"--readme: expected {source}, which a comparison writes")
     report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
-    plot = source.with_suffix(".png")
-    if plot.exists():
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(plot, picture)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    # drawn anew: a comparison that was broken off has written its figures and no plot
+    plot_fronts(report["rows"], picture, report["case"]["model"])
     before, _, after = _parts(readme.read_text(encoding="utf-8"))
     shown = os.path.relpath(picture, readme.parent)
     name = os.path.relpath(source, readme.parent)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch._inductor.config
@@ -17,7 +18,7 @@ from fxcache.options import Options
 from fxcache.regions.dataflow import Flow
 from fxcache.regions.discover import discover, signature
 from fxcache.regions.region import Region
-from fxcache.regions.trunk import find_trunk
+from fxcache.regions.trunk import Trunk, find_trunk
 from fxcache.regions.units import discover_units
 from fxcache.rewrite.commit_state import commit_state
 from fxcache.rewrite.early_sizes import early_sizes
@@ -33,6 +34,8 @@ from fxcache.rewrite.share_blocks import mark_blocks, share_blocks
 from fxcache.rewrite.sizes import check_sizes
 from fxcache.rewrite.thread_state import thread_state
 from fxcache.rewrite.thread_units import commit_observed, observe_unit, state_of, thread_units
+
+T = TypeVar("T")
 
 PASSES: tuple[Pass, ...] = (
     gather_references,  # first: it finds its anchor by the nodes of the middle, which the next pass removes
@@ -83,19 +86,16 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     mine = copy_graph(gm)
     early_sizes(mine)
     parameters = _parameters(mine, static)
-    inlines = options.inner_backend == "inductor"
     folder = _folder(options)
     if options.prunes:
-        units = discover_units(mine.graph, parameters, options)
-        if inlines and not isinstance(units, Refusal) and keep_inlined(mine, units[0].trunk):
-            units = discover_units(mine.graph, parameters, options)
+        units = _found(
+            lambda: discover_units(mine.graph, parameters, options), lambda made: made[0].trunk, mine, options
+        )
         if isinstance(units, Refusal):
             return units
         wrong = next(filter(None, (check_sizes(unit, options) for unit in units)), None)
         return wrong or _rewrite_units(mine, units, options, folder)
-    region = discover(mine.graph, parameters, options)
-    if inlines and not isinstance(region, Refusal) and keep_inlined(mine, region.trunk):
-        region = discover(mine.graph, parameters, options)
+    region = _found(lambda: discover(mine.graph, parameters, options), lambda made: made.trunk, mine, options)
     if isinstance(region, Refusal):
         return region
     wrong = check_sizes(region, options)
@@ -117,13 +117,21 @@ def share(gm: GraphModule, static: Collection[int], options: Options) -> GraphMo
         return None
     mine = copy_graph(gm)
     parameters = _parameters(mine, static)
-    trunk = find_trunk(mine.graph, Flow(mine.graph), parameters)
-    if not isinstance(trunk, Refusal) and keep_inlined(mine, trunk):
-        trunk = find_trunk(mine.graph, Flow(mine.graph), parameters)
+    trunk = _found(lambda: find_trunk(mine.graph, Flow(mine.graph), parameters), lambda made: made, mine, options)
     if isinstance(trunk, Refusal):
         return None
     mark_blocks(trunk, parameters)
     return mine if run_pass(0, share_blocks, mine, None, _folder(options)).changes else None
+
+
+def _found(
+    find: Callable[[], T | Refusal], trunk_of: Callable[[T], Trunk], gm: GraphModule, options: Options
+) -> T | Refusal:
+    """What is found in a graph; once more if what Inductor computes in every block had to be copied into them."""
+    found = find()
+    if options.inner_backend == "inductor" and not isinstance(found, Refusal) and keep_inlined(gm, trunk_of(found)):
+        found = find()
+    return found
 
 
 def _shares(options: Options) -> bool:

@@ -4,11 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+
+
+class TransformerPipeline(DiffusionPipeline):
+    """A transformer and a scheduler, called as the pipelines of diffusers call theirs.
+
+    Conditioning is made once per generation, the latents are a new tensor in every step and the same one for both
+    branches, each branch has its `cache_context`.
+    """
+
+    model_cpu_offload_seq = "transformer"
+
+    def __init__(self, transformer: torch.nn.Module, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+
+def sample_with(
+    pipeline: TransformerPipeline,
+    asked: Any,
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    batched_cfg: bool,
+    progress: bool,
+) -> Tensor:
+    """Images on the CPU, of what is asked for; the same seed gives the same initial noise on every device."""
+    pipeline.set_progress_bar_config(disable=not progress, desc="sampling", unit="step")
+    if device is not None:
+        pipeline.to(device)
+    generator = torch.Generator().manual_seed(seed)
+    (images,) = pipeline(
+        asked, steps, guidance, generator, batched_cfg=batched_cfg, dtype=dtype, output_type="pt", return_dict=False
+    )
+    return images.cpu()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from benchmarks.methods import NOT_COMPILED, Method, Run, Setting, Work, blocks_
 from benchmarks.schedules import Schedule, masks, thresholds
 
 INSTALL = 'cache-dit is left out: pip install -c constraints.txt -e ".[bench,peers]" adds it'
-CALIBRATORS: dict[str, tuple[str, dict[str, Any]] | None] = {
+Calibrator = tuple[str, dict[str, Any]]
+"""The class of a calibrator's configuration, and its arguments."""
+CALIBRATORS: dict[str, Calibrator | None] = {
     "": None,
     "-taylorseer1": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 1}),
     "-taylorseer2": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 2}),
@@ -35,7 +37,7 @@ def peer_methods() -> list[Method]:
     return [*cached, *pruned]
 
 
-def _pruning(name: str, calibrator: tuple[str, dict[str, Any]] | None) -> Method:
+def _pruning(name: str, calibrator: Calibrator | None) -> Method:
     return Method(
         name,
         lambda setting: thresholds(setting.steps, "residual"),
@@ -44,7 +46,7 @@ def _pruning(name: str, calibrator: tuple[str, dict[str, Any]] | None) -> Method
     )
 
 
-def _method(name: str, calibrator: tuple[str, dict[str, Any]] | None) -> Method:
+def _method(name: str, calibrator: Calibrator | None) -> Method:
     def schedules(setting: Setting) -> list[Schedule]:
         blocks = blocks_of(load_pipeline(setting.weights))
         return [*masks(setting.steps, blocks, 1), *thresholds(setting.steps, "residual")]
@@ -59,7 +61,7 @@ class PeerRun(Run):
         self,
         setting: Setting,
         schedule: Schedule,
-        calibrator: tuple[str, dict[str, Any]] | None = None,
+        calibrator: Calibrator | None = None,
         prunes: bool = False,
     ) -> None:
         super().__init__(load_pipeline(setting.weights), NOT_COMPILED)
@@ -71,7 +73,7 @@ class PeerRun(Run):
         self._counts = count_blocks(self.pipeline)
         config = None if calibrator is None else getattr(cache_dit, calibrator[0])(**calibrator[1])
         self._adapter = cache_dit.enable_cache(
-            one_list(self.pipeline.transformer), cache_config=_config(schedule, prunes), calibrator_config=config
+            one_list(self.pipeline.transformer), cache_config=config_of(schedule, prunes), calibrator_config=config
         )
 
     def begin(self) -> None:
@@ -101,7 +103,7 @@ def count_blocks(pipeline: DigitsPipeline) -> list[int]:
     return counts
 
 
-def one_list(transformer: nn.Module) -> Any:
+def one_list(transformer: nn.Module, separate_cfg: bool = True) -> Any:
     """Its adapter of Flux without a pipeline: double and single blocks make one list, with one decision per step."""
     from cache_dit import BlockAdapter, ForwardPattern
 
@@ -111,18 +113,19 @@ def one_list(transformer: nn.Module) -> Any:
         blocks_name="transformer_blocks",
         dummy_blocks_names=["single_transformer_blocks"],
         forward_pattern=ForwardPattern.Pattern_1,
-        has_separate_cfg=True,
+        has_separate_cfg=separate_cfg,
     )
 
 
-def _config(schedule: Schedule, prunes: bool = False) -> Any:
+def config_of(schedule: Schedule, prunes: bool = False, separate_cfg: bool = True) -> Any:
+    """Its configuration of a schedule: a static mask, or a threshold and a warmup."""
     from cache_dit import DBCacheConfig, DBPruneConfig
 
     common = {
         "Fn_compute_blocks": schedule.first_blocks,
-        "Bn_compute_blocks": 0,
+        "Bn_compute_blocks": schedule.last_blocks,
         "num_inference_steps": schedule.steps,
-        "enable_separate_cfg": True,
+        "enable_separate_cfg": separate_cfg,
     }
     if schedule.mask is not None:
         mask = [int(bit) for bit in schedule.mask]

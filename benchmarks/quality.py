@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,25 +35,39 @@ class Reference:
     """The uncached pictures [N, 16, 16] with their labels [N], and the real digits, to compare others with."""
 
     def __init__(self, pictures: Tensor, labels: Tensor) -> None:
-        self._pictures, self._labels, self._judge = pictures, labels, load_judge()
-        self._uncached = self._judge.margins(pictures)
-        self._real = self._judge.margins(judge_digits()[0])
+        judge = load_judge()
+        self._compare_with(pictures, labels, judge.accuracy, judge.margins, judge_digits()[0])
+
+    def _compare_with(
+        self,
+        pictures: Tensor,
+        asked: Any,
+        accuracy: Callable[[Tensor, Any], float],
+        features: Callable[[Tensor], Tensor],
+        real: Tensor,
+    ) -> None:
+        self._pictures, self._asked, self._accuracy, self._features = pictures, asked, accuracy, features
+        self._uncached, self._real = features(pictures), features(real)
 
     def quality(self, pictures: Tensor) -> Quality:
-        """Judge pictures that were drawn from the same noise and labels."""
-        margins = self._judge.margins(pictures)
+        """Judge pictures that were drawn from the same noise for the same conditions."""
+        features = self._features(pictures)
         return Quality(
             psnr(pictures, self._pictures),
             ssim(pictures, self._pictures),
-            self._judge.accuracy(pictures, self._labels),
-            frechet_distance(margins, self._uncached),
-            frechet_distance(margins, self._real),
+            self._accuracy(pictures, self._asked),
+            frechet_distance(features, self._uncached),
+            frechet_distance(features, self._real),
         )
 
 
 def ssim(images: Tensor, wanted: Tensor) -> float:
-    """Mean structural similarity of pictures [N, H, W] in [0, 1]: Wang et al. 2004, Gaussian window of 11 x 11."""
-    return float(structural_similarity_index_measure(images[:, None], wanted[:, None], data_range=1.0))
+    """Mean structural similarity of pictures [N, H, W] or [N, C, H, W] in [0, 1].
+
+    Wang et al. 2004, Gaussian window of 11 x 11.
+    """
+    images, wanted = (each if each.dim() == 4 else each[:, None] for each in (images, wanted))
+    return float(structural_similarity_index_measure(images, wanted, data_range=1.0))
 
 
 def frechet_distance(features: Tensor, wanted: Tensor) -> float:

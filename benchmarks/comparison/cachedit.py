@@ -10,11 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.comparison.entries import Entry, Stage
-from benchmarks.comparison.models import blocks_of
+from benchmarks.peers import Calibrator, config_of, one_list
 from benchmarks.schedules import Schedule
-
-Calibrator = tuple[str, dict[str, Any]]
-"""The class of a calibrator's configuration, and its arguments."""
 
 
 class CacheDit(Entry):
@@ -28,6 +25,7 @@ class CacheDit(Entry):
 
         self._cache_dit, self._adapter = cache_dit, None
         self._calibrator, self._prunes = calibrator, prunes
+        self._separate_cfg = stage.model.branches == 2
 
     def begin(self, schedule: Schedule) -> None:
         super().begin(schedule)
@@ -37,7 +35,9 @@ class CacheDit(Entry):
             return
         calibrator = self._calibrator and getattr(self._cache_dit, self._calibrator[0])(**self._calibrator[1])
         self._adapter = self._cache_dit.enable_cache(
-            self._one_list(), cache_config=self._config(schedule), calibrator_config=calibrator
+            one_list(self.transformer, self._separate_cfg),
+            cache_config=self._config(schedule),
+            calibrator_config=calibrator,
         )
         self.compile()
 
@@ -69,29 +69,5 @@ class CacheDit(Entry):
     def _context(self) -> Any:
         return self.transformer._context_manager.get_context(self.transformer._context_names[0])
 
-    def _one_list(self) -> Any:
-        from torch.nn import ModuleList
-
-        return self._cache_dit.BlockAdapter(
-            transformer=self.transformer,
-            blocks=ModuleList(blocks_of(self.transformer)),
-            blocks_name="transformer_blocks",
-            dummy_blocks_names=["single_transformer_blocks"],
-            forward_pattern=self._cache_dit.ForwardPattern.Pattern_1,
-            has_separate_cfg=self.stage.model.branches == 2,
-        )
-
     def _config(self, schedule: Schedule) -> Any:
-        common = {
-            "Fn_compute_blocks": schedule.first_blocks,
-            "Bn_compute_blocks": schedule.last_blocks,
-            "num_inference_steps": schedule.steps,
-            "enable_separate_cfg": self.stage.model.branches == 2,
-        }
-        if schedule.mask is not None:
-            mask = [int(bit) for bit in schedule.mask]
-            fixed = {"steps_computation_mask": mask, "steps_computation_policy": "static", "max_warmup_steps": 2}
-            return self._cache_dit.DBCacheConfig(**common, **fixed)
-        compared = {"residual_diff_threshold": schedule.threshold, "max_warmup_steps": schedule.warmup_steps}
-        kind = self._cache_dit.DBPruneConfig if self._prunes else self._cache_dit.DBCacheConfig
-        return kind(**common, **compared)
+        return config_of(schedule, self._prunes, self._separate_cfg)

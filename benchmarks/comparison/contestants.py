@@ -30,7 +30,7 @@ from benchmarks.comparison.grids import (
     without_first,
 )
 from benchmarks.comparison.published import Config, published
-from benchmarks.peers import INSTALL
+from benchmarks.peers import CALIBRATORS, INSTALL
 from benchmarks.schedules import Schedule
 
 
@@ -103,16 +103,6 @@ def _plain() -> list[Contestant]:
     plain = [Contestant(name, "plain", partial(open_plain, way=way)) for name, way in names.items()]
     fewer = Contestant("fewer-steps", "plain", partial(open_plain, way="compile"), fewer_steps, follows_masks=False)
     return [*plain, Contestant("ideal", "plain", open_ideal), fewer]
-
-
-CALIBRATORS: dict[str, tuple[str, dict[str, int]] | None] = {
-    "": None,
-    "-taylorseer1": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 1}),
-    "-taylorseer2": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 2}),
-    "-foca": ("FoCaCalibratorConfig", {}),
-    "-dmd": ("DMDCalibratorConfig", {}),
-}
-"""What a name ends in, and the class of the calibrator with its arguments: both projects call them alike."""
 
 
 def _own() -> list[Contestant]:

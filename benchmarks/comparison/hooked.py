@@ -177,13 +177,14 @@ class MagCache(Hooked):
         return found
 
 
-class Pyramid(Hooked):
-    """Pyramid Attention Broadcast: attentions are computed in every n-th call, between two times."""
+class Skipping(Hooked):
+    """Attentions are computed in every n-th call, between two times."""
 
-    hook = "pyramid_attention_broadcast"
+    kind: type
+    """Of the configuration."""
 
     def config(self, schedule: Schedule) -> Any:
-        return PyramidAttentionBroadcastConfig(
+        return self.kind(
             spatial_attention_block_skip_range=int(schedule.threshold or 2), current_timestep_callback=self.timestep
         )
 
@@ -196,22 +197,16 @@ class Pyramid(Hooked):
         return "m"
 
 
-class Faster(Hooked):
-    """FasterCache, for guidance in one batch as it asks for: attentions, and the unconditional half of a batch."""
+class Pyramid(Skipping):
+    """Pyramid Attention Broadcast."""
 
-    hook = "faster_cache_block"
+    hook, kind = "pyramid_attention_broadcast", PyramidAttentionBroadcastConfig
 
-    def config(self, schedule: Schedule) -> Any:
-        return FasterCacheConfig(
-            spatial_attention_block_skip_range=int(schedule.threshold or 2), current_timestep_callback=self.timestep
-        )
 
-    def set(self, schedule: Schedule) -> None:
-        for hook in self._hooks:
-            hook.block_skip_range = int(schedule.threshold or 2)
+class Faster(Skipping):
+    """FasterCache, for guidance in one batch as it asks for: also the unconditional half of a batch."""
 
-    def letter(self, branch: str) -> str:
-        return "m"
+    hook, kind = "faster_cache_block", FasterCacheConfig
 
 
 class Sea(Hooked):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
+from diffusers import FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.denoising import Branch, branches, denoise, initial_noise
+from benchmarks.denoising import Branch, TransformerPipeline, branches, denoise, initial_noise, sample_with
 from benchmarks.digits.model import GRID, NULL_CLASS, PATCH, WEIGHTS, condition, load_transformer, position_ids, unpack
 
 
@@ -20,18 +20,8 @@ def _branches(classes: Tensor, dtype: torch.dtype, guided: bool, batched: bool) 
     return branches(condition(classes, dtype), unconditional, guided, batched)
 
 
-class DigitsPipeline(DiffusionPipeline):
-    """Class-conditional digits by Euler steps of flow matching, with classifier-free guidance.
-
-    It calls its transformer as the pipelines of diffusers do: conditioning is made once per generation, the latents are
-    a new tensor in every step and the same one for both branches, each branch has its `cache_context`.
-    """
-
-    model_cpu_offload_seq = "transformer"
-
-    def __init__(self, transformer: torch.nn.Module, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
+class DigitsPipeline(TransformerPipeline):
+    """Class-conditional digits by Euler steps of flow matching, with classifier-free guidance."""
 
     @torch.no_grad()
     def __call__(
@@ -103,12 +93,14 @@ def sample(
     The same seed gives the same initial noise on every device. `device` moves the transformer; `dtype` is that of
     latents and conditioning, and defaults to the transformer's.
     """
-    pipeline = DigitsPipeline(transformer, FlowMatchEulerDiscreteScheduler())
-    pipeline.set_progress_bar_config(disable=not progress, desc="sampling", unit="step")
-    if device is not None:
-        pipeline.to(device)
-    generator = torch.Generator().manual_seed(seed)
-    (images,) = pipeline(
-        labels, steps, guidance, generator, batched_cfg=batched_cfg, dtype=dtype, output_type="pt", return_dict=False
+    return sample_with(
+        DigitsPipeline(transformer, FlowMatchEulerDiscreteScheduler()),
+        labels,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        batched_cfg=batched_cfg,
+        progress=progress,
     )
-    return images.cpu()

@@ -274,8 +274,9 @@ def straight_line(name: str, computed: tuple[int, ...]) -> Seen:
     values = torch.tensor(times, dtype=torch.float64)
     numbers = {"taylorseer": (1.0,), "dmd": (0.0, 1e-8)}.get(name, ())
     weights = CALIBRATORS[name](*numbers).weights
+    gram = values.outer(values).tolist()
     own = [
-        float(values @ values.new_tensor(weights(Window(times, computed[-1] + ahead, gram=values.outer(values)))))
+        float(values @ values.new_tensor(weights(Window(times, computed[-1] + ahead, gram=gram))))
         for ahead in (1.0, 2.0, 3.0)
     ]
     return _rounded(seen[-3:]), _rounded(own)

@@ -18,7 +18,7 @@ if __name__ == "fxcache.kernels":
     from fxcache.kernels.extrapolate import extrapolate_reference
     from fxcache.kernels.note_change import note_change
     from fxcache.kernels.residual_diff import residual_diff_reference
-    from fxcache.kernels.residual_products import residual_products_reference
+    from fxcache.kernels.residual_products import residual_products_by_pairs, residual_products_reference
     from fxcache.kernels.window_products import window_products_reference
 
     __all__ = [
@@ -41,6 +41,7 @@ if __name__ == "fxcache.kernels":
         "note_change",
         "register_forecaster",
         "residual_diff_reference",
+        "residual_products_by_pairs",
         "residual_products_reference",
         "window_products_reference",
     ]

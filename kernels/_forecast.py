@@ -6,11 +6,11 @@ weighted sum, and `extrapolate` is the kernel that forms it. So a calibrator is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from torch import Tensor
+Matrix = Sequence[Sequence[float]]
 
 MAX_ENTRIES = 8
 """Most values that a history holds."""
@@ -24,11 +24,11 @@ class Window:
     """When they were computed, all different."""
     now: float
     """The time of the step to be predicted, on the same axis."""
-    products: Tensor | None = None
-    """Float64 [n + 1, n + 1]: scalar products of the present observation r and of h_i - r for the stored ones.
+    products: Matrix | None = None
+    """[n + 1, n + 1]: scalar products of the present observation r and of h_i - r for the stored ones.
     None: nothing was observed."""
-    gram: Tensor | None = None
-    """Float64 [n, n]: scalar products of the values to be predicted themselves; None: nobody asked for them."""
+    gram: Matrix | None = None
+    """[n, n]: scalar products of the values to be predicted themselves; None: nobody asked for them."""
 
 
 Weights = Callable[[Window], "list[float]"]
@@ -66,16 +66,18 @@ def forecaster(spec: str) -> Forecaster:
     return _makers[name](*map(float, numbers))
 
 
-def forecast_error(products: Tensor, weights: list[float]) -> float:
+def forecast_error(products: Matrix, weights: list[float]) -> float:
     """Norm of ``r - sum_i w_i h_i`` relative to that of r, from the products of a `Window`; 0 / 0 is 0.
 
-    >>> import torch
-    >>> forecast_error(torch.tensor([[4.0, 2.0], [2.0, 1.0]]), [1.0])
+    >>> forecast_error([[4.0, 2.0], [2.0, 1.0]], [1.0])
     0.5
     """
-    vector = products.new_tensor([1.0 - sum(weights), *(-weight for weight in weights)])
-    squared = float(vector @ products @ vector)
-    size = float(products[0, 0])
+    vector = [1.0 - sum(weights), *(-weight for weight in weights)]
+    squared = sum(
+        one * sum(product * other for product, other in zip(row, vector, strict=True))
+        for one, row in zip(vector, products, strict=True)
+    )
+    size = products[0][0]
     if squared <= 0.0:  # rounding may leave a little less than nothing
         return 0.0 if size >= 0.0 else size
     return (squared / size) ** 0.5 if size > 0.0 else float("inf")

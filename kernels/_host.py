@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def in_one_transfer(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors on the host in float64, brought there together; nothing is touched if there are none."""
+def in_one_transfer(parts: Sequence[Tensor]) -> list[list[Any]]:
+    """Return vectors and matrices as lists of numbers, brought to the host together; nothing is touched if none.
+
+    A few numbers are quicker to compute with than tensors that hold them, and every reused step waits for that.
+    """
     if not parts:
         return []
-    flat = torch.cat([part.reshape(-1).double() for part in parts]).cpu()
-    pieces = flat.split([part.numel() for part in parts])
-    return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    flat: list[float] = torch.cat([part.reshape(-1).double() for part in parts]).tolist()
+    pieces, begin = [], 0
+    for part in parts:
+        piece = flat[begin : begin + part.numel()]
+        begin += part.numel()
+        pieces.append(piece if part.dim() == 1 else _rows(piece, part.shape[-1]))
+    return pieces
+
+
+def _rows(values: list[float], width: int) -> list[list[float]]:
+    return [values[begin : begin + width] for begin in range(0, len(values), width)]
+
+
+def all_finite(rows: Sequence[Sequence[float]]) -> list[list[bool]]:
+    """Return which of the numbers are finite."""
+    return [[math.isfinite(value) for value in row] for row in rows]
+
+
+def taken(matrix: Sequence[Sequence[float]], places: Sequence[int]) -> list[list[float]]:
+    """Return these rows and columns."""
+    return [[matrix[row][column] for column in places] for row in places]
 
 
 def healthy_steps(finite: Sequence[Sequence[bool]], slots: Sequence[int], singles: Collection[int]) -> int:

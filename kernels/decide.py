@@ -34,12 +34,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxcache.kernels._forecast import MAX_ENTRIES, Forecaster, Window, forecast_error, forecaster
-from fxcache.kernels._host import healthy_steps, in_one_transfer, on_device, relative
+from fxcache.kernels._forecast import MAX_ENTRIES, Forecaster, Matrix, Window, forecast_error, forecaster
+from fxcache.kernels._host import all_finite, healthy_steps, in_one_transfer, on_device, relative, taken
 from fxcache.kernels._library import register_operator
 
 MAX_COEFFICIENTS = 8
@@ -126,19 +127,18 @@ def decide_reference(
     finite, difference = True, math.nan
     seen = [math.nan] * 3
     shape = _weights_shape(grams, health, forecast)
-    weights = torch.zeros(shape, dtype=torch.float32)
+    weights: list[list[float]] = []
     mode = told[Control.MODE]
     if mode != Ask.COMPUTE:
         check_clock = mode == Ask.DECIDE and bool(told[Control.CHECK_CLOCK])
         observed, products, flags, clocks = _read(observation, grams, health, clock, told, chosen, check_clock)
         count = int(told[Control.COUNT])
-        finite_rows = [] if flags is None else flags.isfinite().tolist()
-        used = count if flags is None else healthy_steps(finite_rows, stored_slots(told, count), singles)
+        used = count if flags is None else healthy_steps(all_finite(flags), stored_slots(told, count), singles)
         finite = used > 0
         if chosen is not None and used:
-            _forecast(weights, chosen, observed, products, told, used)
-        if observation is not None and mode == Ask.DECIDE:
-            difference, known = _difference(observed, observation.dim() == 1, weights, told, used)
+            weights = _forecast(shape, chosen, observed, products, told, used)
+        if observed is not None and mode == Ask.DECIDE:
+            difference, known = _difference(observed, weights, told, used)
             finite = finite and known
             difference = _summed(difference, told)
         measured = finite and math.isfinite(difference)
@@ -157,7 +157,9 @@ def decide_reference(
         torch.tensor(reuse),
         torch.tensor(slot),
         torch.tensor(0 if stored else -1),
-        on_device(weights, health.device) if reuse else torch.zeros(shape, dtype=torch.float32, device=health.device),
+        on_device(torch.tensor(weights, dtype=torch.float32), health.device)
+        if reuse and weights
+        else torch.zeros(shape, dtype=torch.float32, device=health.device),
     )
 
 
@@ -169,7 +171,7 @@ def _read(
     told: list[float],
     chosen: Forecaster | None,
     check_clock: bool,
-) -> tuple[Tensor | None, list[Tensor], Tensor | None, list[float]]:
+) -> tuple[list[Any] | None, Sequence[Matrix], Matrix | None, list[float]]:
     """Bring what is needed to the host in one transfer: observation, grams, health and clock.
 
     With mode REUSE and a forecast that needs no numbers nothing is read.
@@ -179,7 +181,7 @@ def _read(
     parts = [observation] if observes and observation is not None else []
     parts += [*grams, *([health] if decides else []), *([clock] if check_clock else [])]
     pieces = in_one_transfer(parts)
-    seen = pieces.pop().tolist() if check_clock else []
+    seen = pieces.pop() if check_clock else []
     flags = pieces.pop() if decides else None
     observed = pieces.pop(0) if observes else None
     return observed, pieces, flags, seen
@@ -191,30 +193,40 @@ def stored_slots(told: Sequence[float], count: int) -> list[int]:
 
 
 def _forecast(
-    weights: Tensor,
+    shape: tuple[int, ...],
     chosen: Forecaster,
-    observed: Tensor | None,
-    products: Sequence[Tensor],
+    observed: list[Any] | None,
+    products: Sequence[Matrix],
     told: list[float],
     used: int,
-) -> None:
-    """Fill in the weights by slot, one row per stream."""
+) -> list[list[float]]:
+    """Return the weights by slot, one row per stream."""
     slots = stored_slots(told, used)
     times = tuple(told[Control.TIMES : Control.TIMES + used])
-    around = [0, *(1 + slot for slot in slots)]
-    seen = None if observed is None or observed.dim() != 2 else observed[around][:, around]
-    for number, row in enumerate(weights):
-        gram = products[number][slots][:, slots] if products else None
-        row[slots] = torch.tensor(chosen.weights(Window(times, told[Control.NOW], seen, gram)), dtype=torch.float32)
+    seen = _around(observed, slots) if observed is not None and _is_matrix(observed) else None
+    rows = []
+    for number in range(shape[0]):
+        gram = taken(products[number], slots) if products else None
+        row = [0.0] * shape[1]
+        for slot, weight in zip(slots, chosen.weights(Window(times, told[Control.NOW], seen, gram)), strict=True):
+            row[slot] = weight
+        rows.append(row)
+    return rows
 
 
-def _difference(
-    observed: Tensor | None, is_sums: bool, weights: Tensor, told: list[float], used: int
-) -> tuple[float, bool]:
+def _is_matrix(observed: list[Any]) -> bool:
+    return isinstance(observed[0], list)
+
+
+def _around(observed: Matrix, slots: list[int]) -> Matrix:
+    """The products of the present observation and of the stored ones, newest first."""
+    return taken(observed, [0, *(1 + slot for slot in slots)])
+
+
+def _difference(observed: list[Any], weights: list[list[float]], told: list[float], used: int) -> tuple[float, bool]:
     """Return the difference, and whether what it is made from is finite."""
-    assert observed is not None
-    if is_sums:
-        numerator, denominator, *measured = observed.tolist()
+    if not _is_matrix(observed):
+        numerator, denominator, *measured = observed
         if measured:
             out_change, in_change, denominator = measured
             if in_change == 0.0 != numerator:  # what has not changed does not tell how much changes are magnified
@@ -224,10 +236,9 @@ def _difference(
     if not used:
         return math.nan, False
     slots = stored_slots(told, used)
-    around = [0, *(1 + slot for slot in slots)]
-    row = weights[0, slots].tolist() if weights.numel() else [1.0, *[0.0] * (used - 1)]
-    difference = forecast_error(observed[around][:, around], row)
-    return difference, not math.isnan(difference) and math.isfinite(float(observed[0, 0]))
+    row = [weights[0][slot] for slot in slots] if weights else [1.0, *[0.0] * (used - 1)]
+    difference = forecast_error(_around(observed, slots), row)
+    return difference, not math.isnan(difference) and math.isfinite(observed[0][0])
 
 
 def _summed(difference: float, told: list[float]) -> float:

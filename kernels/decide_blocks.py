@@ -30,8 +30,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from fxcache.kernels._forecast import Window, forecaster
-from fxcache.kernels._host import healthy_steps, in_one_transfer, on_device, relative
+from fxcache.kernels._forecast import Matrix, Window, forecaster
+from fxcache.kernels._host import all_finite, healthy_steps, in_one_transfer, on_device, relative, taken
 from fxcache.kernels._library import register_operator
 from fxcache.kernels.decide import CONTROL_SIZE, SEEN, Ask, Control, clock_restarted, stored_slots
 
@@ -124,9 +124,9 @@ class _Read:
         parts += [observed] if decides and observed is not None else []
         parts += [clock] if check_clock and clock is not None else []
         pieces = in_one_transfer(parts)
-        self.clock: list[float] = pieces.pop().tolist() if check_clock else []
-        self.observed = pieces.pop().tolist() if decides and observed is not None else None
-        self.health = pieces.pop().isfinite().tolist() if decides else None
+        self.clock: list[float] = pieces.pop() if check_clock else []
+        self.observed = pieces.pop() if decides and observed is not None else None
+        self.health = all_finite(pieces.pop()) if decides else None
         self.grams = pieces
 
     def healthy(self, row: list[float], rows: slice, singles: Collection[int]) -> int:
@@ -153,13 +153,13 @@ def _threshold(row: list[float], sample: Sequence[float]) -> float:
     return max(base, min(row[BlockControl.RELAX] * sum(positive) / len(positive), cap))
 
 
-def _forecast(weights: Tensor, forecast: str, grams: Sequence[Tensor], row: list[float], used: int) -> None:
+def _forecast(weights: Tensor, forecast: str, grams: Sequence[Matrix], row: list[float], used: int) -> None:
     """Fill in the weights of one unit by slot, one row per gram, or one."""
     slots = stored_slots(row, used)
     times = tuple(row[Control.TIMES : Control.TIMES + used])
     chosen = forecaster(forecast)
     for number in range(max(1, len(grams))):
-        gram = grams[number][slots][:, slots] if grams else None
+        gram = taken(grams[number], slots) if grams else None
         values = chosen.weights(Window(times, row[Control.NOW], None, gram))
         weights[number, slots] = torch.tensor(values, dtype=torch.float32)
 

@@ -39,6 +39,15 @@ def residual_products_reference(out: Tensor, inp: Tensor | None, history: Tensor
     return (products + products.T) / 2
 
 
+def residual_products_by_pairs(out: Tensor, inp: Tensor | None, history: Tensor, downsample_factor: int = 1) -> Tensor:
+    """The same one pair after the other: for a compiler that makes one loop of all, far less memory is moved."""
+    residual = fn_residual(out, inp, downsample_factor)
+    vectors = [vector.double() for vector in (residual, *(entry - residual for entry in history.unbind()))]
+    size = len(vectors)
+    sums = {(i, j): (vectors[i] * vectors[j]).sum() for i in range(size) for j in range(i, size)}
+    return torch.stack([sums[min(i, j), max(i, j)] for i in range(size) for j in range(size)]).view(size, size)
+
+
 @jit
 def multiply_pairs_kernel(
     partials_ptr: tl.tensor,

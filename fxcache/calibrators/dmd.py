@@ -39,7 +39,7 @@ def dmd_weights(window: Window, rank: int, ridge: float) -> list[float]:
     if window.gram is None or count < _LEAST:
         return line
     period = window.times[0] - window.times[1]
-    oldest_first = window.gram[:count, :count].flip(0, 1)
+    oldest_first = torch.tensor(window.gram, dtype=torch.float64)[:count, :count].flip(0, 1)
     if not bool(oldest_first.isfinite().all()):  # the eigenvalues of such a matrix would be anything
         return line
     try:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from fxcache.kernels import Forecaster, Window
 
 _LEAST_RIDGE = 1e-12
@@ -34,12 +32,33 @@ def regression_weights(window: Window, ridge: float) -> list[float]:
     products = window.products
     if count == 1 or products is None:
         return [1.0, *[0.0] * (count - 1)]
-    distances = products[1:, 1:]
-    scale = float(distances.diagonal().mean())
+    scale = sum(products[i][i] for i in range(1, count + 1)) / count
     if not 0.0 < scale < math.inf:
         return [1.0, *[0.0] * (count - 1)]
-    if distances[0, 0] == 0:  # nothing has changed since the newest step
+    if products[1][1] == 0:  # nothing has changed since the newest step
         return [1.0, *[0.0] * (count - 1)]
-    identity = torch.eye(count, dtype=distances.dtype)
-    weights = torch.linalg.solve(distances / scale + max(ridge, _LEAST_RIDGE) * identity, identity.new_ones(count))
-    return [float(weight) for weight in weights / weights.sum()]
+    scaled = [[product / scale for product in row[1:]] for row in products[1:]]
+    for i in range(count):
+        scaled[i][i] += max(ridge, _LEAST_RIDGE)
+    weights = _solution(scaled)
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def _solution(matrix: list[list[float]]) -> list[float]:
+    """Return x with ``matrix @ x = 1``, for a positive definite matrix, which is overwritten.
+
+    By elimination in numbers: every reused step waits for it, and a linear algebra library takes longer to be called.
+    """
+    count = len(matrix)
+    right = [1.0] * count
+    for i, pivot in enumerate(matrix):
+        for j in range(i + 1, count):
+            factor = matrix[j][i] / pivot[i]
+            for k in range(i, count):
+                matrix[j][k] -= factor * pivot[k]
+            right[j] -= factor * right[i]
+    for i in reversed(range(count)):
+        known = sum(matrix[i][k] * right[k] for k in range(i + 1, count))
+        right[i] = (right[i] - known) / matrix[i][i]
+    return right

@@ -22,6 +22,7 @@ from fxcache.regions.trunk import Trunk, find_trunk
 from fxcache.regions.units import discover_units
 from fxcache.rewrite.commit_state import commit_state
 from fxcache.rewrite.early_sizes import early_sizes
+from fxcache.rewrite.fuse_measures import fuse_measures
 from fxcache.rewrite.gather_references import gather_references
 from fxcache.rewrite.insert_cond import insert_cond
 from fxcache.rewrite.instruments import Pass, PassRecord, run_pass
@@ -106,7 +107,9 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     passes = PASSES
     if _shares(options):
         mark_blocks(region.trunk, parameters)
-        passes = (*PASSES, share_blocks)
+        passes = (*passes, share_blocks)
+    if _calls_submodules(options):
+        passes = (*passes, fuse_measures)
     records = tuple(run_pass(number, one, mine, plan, folder) for number, one in enumerate(passes))
     return Rewritten(mine, tuple(plan.state), (plan,), name, records)
 
@@ -135,8 +138,12 @@ def _found(
 
 
 def _shares(options: Options) -> bool:
-    wrapper_in_cpp = torch._inductor.config.cpp_wrapper  # cannot call submodules
-    return options.inner_backend == "inductor" and options.share_blocks is not False and not wrapper_in_cpp
+    return _calls_submodules(options) and options.share_blocks is not False
+
+
+def _calls_submodules(options: Options) -> bool:
+    # a wrapper in C++ cannot
+    return options.inner_backend == "inductor" and not torch._inductor.config.cpp_wrapper
 
 
 def _parameters(gm: GraphModule, static: Collection[int]) -> set[Node]:
@@ -168,6 +175,7 @@ def _rewrite_units(mine: GraphModule, units: list[Region], options: Options, fol
         _named("thread_units", lambda gm, _: thread_units(gm, plans)),
         _named("prune_units", over_units),
         _named("commit_observed", lambda gm, _: commit_observed(gm, plans, observed)),
+        *((fuse_measures,) if _calls_submodules(options) else ()),
     )
     records = tuple(run_pass(number, one, mine, plans[0], folder) for number, one in enumerate(steps))
     return Rewritten(mine, tuple(state_of(plans)), tuple(plans), name, records)

@@ -44,4 +44,4 @@ def combine(weights: Sequence[float], values: Tensor) -> Tensor:
 
 
 def window(times: Sequence[float], now: float, **known: Tensor) -> Window:
-    return Window(tuple(times), now, **known)
+    return Window(tuple(times), now, **{name: value.tolist() for name, value in known.items()})

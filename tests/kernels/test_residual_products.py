@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxcache.kernels import residual_products_reference
+from fxcache.kernels import residual_products_by_pairs, residual_products_reference
 from tests.kernels.tolerances import DIFFERENCES, DTYPES, EMPTY, PRODUCTS, SHAPES, random, strided
 
 residual_products = torch.ops.fxcache.residual_products.default
@@ -44,7 +44,8 @@ def test_products(dtype, shape, make, with_input):
     inp = make(*shape, dtype=dtype, seed=1) if with_input else None
     history = random(3, *shape, seed=2)
     assert_products(residual_products(out, inp, history), out, inp, history)
-    assert_products(residual_products_reference(out, inp, history), out, inp, history)
+    for formula in (residual_products_reference, residual_products_by_pairs):
+        assert_products(formula(out, inp, history), out, inp, history)
 
 
 @pytest.mark.parametrize("entries", range(1, 9))
@@ -59,7 +60,8 @@ def test_every_number_of_entries(entries):
 def test_every_nth_channel(every, shape, with_input):
     out, inp = random(*shape), random(*shape, seed=1) if with_input else None
     history = random(2, *shape[:-1], -(-shape[-1] // every), seed=2)
-    assert_products(residual_products(out, inp, history, every), out, inp, history, every)
+    for formula in (residual_products, residual_products_by_pairs):
+        assert_products(formula(out, inp, history, every), out, inp, history, every)
 
 
 def test_numbers_by_hand():

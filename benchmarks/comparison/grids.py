@@ -1,4 +1,4 @@
-"""The settings that every contestant is tried with: one knob, six values, the same for all who have it.
+"""The settings that every contestant is tried with: one knob, a few values, the same for all who have it.
 
 Whatever else a method has keeps the value that it has by itself, but for two knobs of those who know them: one block
 runs in every step (`--few-step`: a quarter of them at either end), and two steps are computed before the first reuse.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import fxcache
-from benchmarks.schedules import Schedule
+from benchmarks.schedules import Schedule, spread_mask
 
 THRESHOLDS = (0.06, 0.09, 0.12, 0.18, 0.27, 0.4)
 """Of a relative difference, from one step to the last computed one or summed over steps."""
@@ -18,10 +18,12 @@ ERRORS = (0.03, 0.06, 0.12, 0.24, 0.48, 0.96)
 """Of the accumulated error of magnitudes."""
 INTERVALS = (2, 3, 4, 5, 6, 8)
 """A step in so many is computed."""
-SHARES = (0.8, 0.6, 0.45, 0.34, 0.22, 0.16)
-"""Of the steps that are taken at all, in the baseline without a cache."""
+SHARES = (0.8, 0.6, 0.45, 0.34, 0.22, 0.16, 0.12)
+"""Of the steps: those that are taken at all in the baseline without a cache, and those that an even mask computes."""
 PRESETS = ("slow", "medium", "fast", "ultra")
 WARMUP_STEPS = 2
+LEAST_SPREAD = 3
+"""Steps of an even mask: the first two and the last."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,20 @@ Grid = Callable[[Frame], list[Schedule]]
 def preset_mask(preset: str, frame: Frame) -> Schedule:
     """A preset of step computation masks as a schedule."""
     mask = "".join(map(str, fxcache.steps_mask(total_steps=frame.steps, mask_policy=preset)))
-    words = f"mask {preset}, {mask.count('1')} of {frame.steps}"
-    return Schedule("mask", frame.steps, frame.first_blocks, mask, words=words, last_blocks=frame.last_blocks)
+    return _masked(mask, f"mask {preset}", frame)
 
 
 def masks(frame: Frame) -> list[Schedule]:
-    """The presets, those that are the same mask once."""
-    found = {schedule.mask: schedule for schedule in (preset_mask(preset, frame) for preset in PRESETS)}
-    return list(found.values())
+    """The presets, which compute most at the start, and masks of evenly spread steps; equal masks once."""
+    presets = [preset_mask(preset, frame) for preset in PRESETS]
+    counts = [count for count in _shares(frame) if count >= LEAST_SPREAD]
+    even = [_masked(spread_mask(frame.steps, count), "even mask", frame) for count in counts]
+    return list({schedule.mask: schedule for schedule in (*presets, *even)}.values())
+
+
+def _masked(mask: str, words: str, frame: Frame) -> Schedule:
+    words = f"{words}, {mask.count('1')} of {frame.steps}"
+    return Schedule("mask", frame.steps, frame.first_blocks, mask, words=words, last_blocks=frame.last_blocks)
 
 
 def thresholds(frame: Frame) -> list[Schedule]:
@@ -72,10 +80,13 @@ def knob(values: tuple[float, ...], word: str) -> Grid:
 
 def fewer_steps(frame: Frame) -> list[Schedule]:
     """The baseline: no cache, as much less work in fewer steps."""
+    return [Schedule("steps", count, words=f"{count} of {frame.steps} steps") for count in _shares(frame)]
+
+
+def _shares(frame: Frame) -> list[int]:
+    """Numbers of steps, each once, and fewer than all."""
     counts = dict.fromkeys(max(1, round(share * frame.steps)) for share in SHARES)
-    return [
-        Schedule("steps", count, words=f"{count} of {frame.steps} steps") for count in counts if count < frame.steps
-    ]
+    return [count for count in counts if count < frame.steps]
 
 
 def both(frame: Frame) -> list[Schedule]:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 import fxcache
 from fxcache.errors import RefusalWarning
+from fxcache.tracing import keeping_whole
 from tests.models.every import Entry
 from tests.models.tiny import TinyModel
 
@@ -89,14 +90,15 @@ class Outcome:
 
 def examine(entry: Entry, inner: str, splits: Mapping[str, tuple[int, int]]) -> Outcome:
     """Run a model with and without fxcache; whatever goes wrong is in the answer."""
-    outcome, began = Outcome(why=entry.refused, one_size=entry.one_size), time.perf_counter()
+    one_size = entry.one_size or (entry.one_size_inductor if inner == "inductor" else "")
+    outcome, began = Outcome(why=entry.refused, one_size=one_size), time.perf_counter()
     try:
         tiny = entry.build()
         outcome.expected = entry.expected(tiny)
         with torch.no_grad(), torch._dynamo.config.patch(**tiny.dynamo), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _explain(tiny, outcome)
-            sizes = not entry.one_size
+            sizes = not one_size
             wanted = _plain(tiny, inner, (START, NEXT, OTHER) if sizes else (START, NEXT))
             for name, split in splits.items():
                 run = Run(tiny, inner, split, sizes=sizes and not outcome.splits, late=name in entry.late)
@@ -125,9 +127,12 @@ def _explain(tiny: TinyModel, outcome: Outcome) -> None:
 
 
 def _plain(tiny: TinyModel, inner: str, calls: Sequence[Call]) -> dict[Call, Any]:
-    """The answers of the model without fxcache, compiled by the same compiler and called in the same order."""
+    """The answers of the model without fxcache, compiled by the same compiler and called in the same order.
+
+    Dynamo traces it as it does for `enable_cache`: a model in more graphs has other kernels, and rounds otherwise.
+    """
     torch._dynamo.reset()
-    module = tiny.module if inner == "eager" else torch.compile(tiny.module, backend=inner)
+    module = tiny.module if inner == "eager" else keeping_whole(torch.compile(tiny.module, backend=inner))
     return {call: tiny.call(call.arguments(tiny), module) for call in calls}
 
 

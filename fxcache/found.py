@@ -71,10 +71,10 @@ def found_in(aten: GraphModule, result: Rewritten, roles: InputRoles, options: O
     )
 
 
-def _inputs_of(aten: GraphModule) -> dict[sympy.Symbol, int]:
+def _inputs_of(gm: GraphModule) -> dict[sympy.Symbol, int]:
     """Positions of the graph's inputs that are bare symbols of its dynamic sizes."""
-    position = {node: i for i, node in enumerate(aten.graph.find_nodes(op="placeholder"))}
-    sizes = size_inputs(aten.graph)
+    position = {node: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
+    sizes = size_inputs(gm.graph)
     return {size: position[node] for size, node in sizes.items() if isinstance(size, sympy.Symbol)}
 
 
@@ -88,7 +88,7 @@ def _expression(size: int | torch.SymInt) -> Size:
 def _layout(aten: GraphModule, result: Rewritten) -> StateLayout:
     health = result.plan.placeholders["health"].meta["val"]
     specs = [StateTensor("health", tuple(health.shape), health.dtype, health.device), *result.state]
-    inputs = _inputs_of(aten)
+    inputs = _inputs_of(result.gm)
     # What only the running graph knows comes behind the inputs, in the order in which the graph reports it.
     count = len(aten.graph.find_nodes(op="placeholder"))
     met = {size: sympy.Symbol(f"met_{number}") for number, size in enumerate(result.plan.sizes)}

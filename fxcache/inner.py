@@ -92,9 +92,16 @@ def lower(
         if rewritten:
             # Inductor caches a graph with a conditional only under a key that vouches for the conditional's code.
             marked[_COND] = cache_key(options)
+            inputs = _as_named(gm, inputs)
             stack.enter_context(_weights_asserted_by_dynamo(facts.get("static_input_idxs", ())))
         stack.enter_context(inductor.patch(unsafe_marked_cacheable_functions=marked))
         return compile_fx_inner(gm, inputs, **facts)
+
+
+def _as_named(gm: GraphModule, inputs: Sequence[Any]) -> list[Any]:
+    """Give the inputs that hold sizes the symbols under which the passes have handed these on."""
+    values = [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
+    return [value if isinstance(value, torch.SymInt) else given for value, given in zip(values, inputs, strict=True)]
 
 
 @contextmanager

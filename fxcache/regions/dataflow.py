@@ -138,13 +138,26 @@ def is_half(node: Node) -> bool:
 
 
 def size_inputs(graph: Graph) -> dict[Any, Node]:
-    """Inputs of the graph that hold dynamic sizes, by expression."""
+    """Inputs of the graph that hold dynamic sizes, by symbol."""
     found: dict[Any, Node] = {}
     for node in graph.find_nodes(op="placeholder"):
-        value = value_of(node)
-        if isinstance(value, torch.SymInt):
-            found.setdefault(value.node.expr, node)
+        if isinstance(value_of(node), torch.SymInt):
+            for symbol in symbols_read(node):
+                found.setdefault(symbol, node)
     return found
+
+
+def symbols_read(node: Node) -> set[Any]:
+    """Symbols that Inductor's code can read off the value, where that is an input of a graph or of a branch.
+
+    Sizes that turned out to be equal share one symbol in all expressions, but a value that holds such a size keeps the
+    name which that had before.
+    """
+    value = value_of(node)
+    if isinstance(value, torch.SymInt):
+        return {value.node._expr}
+    sizes: tuple[Any, ...] = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    return {size.node.expr for size in sizes if isinstance(size, torch.SymInt)}
 
 
 def is_float_tensor(node: Node) -> bool:

@@ -21,7 +21,8 @@ def early_sizes(gm: GraphModule) -> int:
 
         n = sym_size(h0, 1);  h1 = block(h0);  ...;  view(h3, (n, 4))
 
-    A size that is read off a value in the middle would leave it, and a conditional returns tensors only.
+    A size that is read off a value in the middle would leave it, and a conditional returns tensors only.  An input that
+    holds a size gets the symbol that this has in expressions: branches have no other way to know it.
     """
     first: dict[Any, tuple[Node, int | None]] = {}
     inputs = gm.graph.find_nodes(op="placeholder")
@@ -38,8 +39,18 @@ def early_sizes(gm: GraphModule) -> int:
             if isinstance(size, torch.SymInt):
                 first.setdefault(size.node.expr, (node, axis))
         if node.op == "placeholder" and isinstance(value, torch.SymInt):
+            node.meta["val"] = _under_one_name(value)
             first[value.node.expr] = (node, None)
     return moved
+
+
+def _under_one_name(size: torch.SymInt) -> torch.SymInt:
+    """A size that turned out to equal another one, under the symbol that stands for both now."""
+    held = size.node
+    if held.expr == held._expr or not held.expr.is_symbol:
+        return size
+    renamed: torch.SymInt = held.shape_env.create_symintnode(held.expr, hint=held.hint)
+    return renamed
 
 
 def _sizes(node: Node) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._sympy.functions import Max
 
-from fxcache.regions.dataflow import base_of, hint, numel_hint, size_inputs, tensor_of
+from fxcache.regions.dataflow import base_of, hint, numel_hint, size_inputs, symbols_read, tensor_of
 from fxcache.rewrite.plan import Plan, call, facts_of, fake_mode_of
 
 COMPUTE = "fxcache_compute"
@@ -114,9 +114,7 @@ def flat(graph: Graph, node: Node) -> Node:
 
 def _sizes(graph: Graph, values: list[Node], operands: list[Node]) -> list[Node]:
     """Inputs with dynamic sizes that a branch computes with and cannot read off the shape of an operand."""
-    seen: list[Any] = [node.meta.get("val") for node in operands]
-    seen += [size for value in seen if isinstance(value, torch.Tensor) for size in value.shape]
-    read = {size.node.expr for size in seen if isinstance(size, torch.SymInt)}
+    read = set().union(*map(symbols_read, operands))
     missing = free_symbols([node.meta.get("val") for node in values]) - read
     return [node for size, node in size_inputs(graph).items() if size in missing and node not in operands]
 

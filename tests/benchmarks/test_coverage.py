@@ -20,6 +20,7 @@ from benchmarks import coverage, coverage_checks, coverage_page
 from benchmarks.coverage_checks import CHECKS, Call, Outcome, Run, examine
 from benchmarks.report import RESULTS
 from tests.models.every import BUILDERS, ENTRIES, Entry, exported
+from tests.models.tiny import TinyModel
 
 SMALL = Entry("depth_decoder")
 ONE = {"F1B0": (1, 0)}
@@ -90,6 +91,29 @@ def test_a_small_class_is_as_it_should_be():
     outcome = examine(SMALL, "eager", ONE)
     assert outcome.ok and outcome.trunk == "layers[4]" and (outcome.blocks, outcome.streams) == (4, 1)
     assert outcome.splits == {"F1B0": dict.fromkeys(CHECKS, "ok")}
+
+
+class Counting(nn.Module):
+    """Reads a number off a tensor."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * (hidden_states > 0).sum().item()
+
+
+def test_the_plain_model_is_as_whole_as_the_cached_one():
+    tiny = TinyModel(Counting(), lambda draw: {"hidden_states": ONES})
+    torch._dynamo.utils.counters.clear()
+    (out,) = coverage_checks._plain(tiny, "aot_eager", [Call(0)]).values()
+    assert torch.equal(out, ONES * 3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("inner", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_size_that_only_inductor_cannot_have_is_left_out_there(inner: str):
+    outcome = examine(Entry("depth_decoder", one_size_inductor="why"), inner, ONE)
+    sizes = {coverage_checks.SIZE, coverage_checks.BACK}
+    assert outcome.ok and outcome.one_size == ("" if inner == "eager" else "why")
+    assert set(outcome.splits["F1B0"]) == (set(CHECKS) if inner == "eager" else set(CHECKS) - sizes)
 
 
 def reused_where_it_may_not(monkeypatch: pytest.MonkeyPatch) -> None:

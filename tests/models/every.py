@@ -34,6 +34,8 @@ class Entry:
     """What the warning of a refused class should say: a regular expression."""
     one_size: str = ""
     """Why no second size is tried: what stops the plain model under `torch.compile`."""
+    one_size_inductor: str = ""
+    """The same of Inductor alone: a second size is tried under the other compilers."""
     late: tuple[str, ...] = ()
     """Splits under which the size of what is stored depends on data: it is met by one call and stored by the next."""
 
@@ -97,7 +99,10 @@ ENTRIES: dict[str, Entry] = {
     "HunyuanImageTransformer2DModel": Entry("hunyuan_image"),
     "HunyuanVideo15Transformer3DModel": Entry("hunyuan_video15", late=("F1B1", "F2B1")),
     "HunyuanVideoFramepackTransformer3DModel": Entry(
-        "framepack", trunk="transformer_blocks[4]", late=("F1B0", "F1B1", "F2B1")
+        "framepack",
+        trunk="transformer_blocks[4]",
+        one_size_inductor="the code that Inductor of torch 2.13 makes of the plain model has an undefined name",
+        late=("F1B0", "F1B1", "F2B1"),
     ),
     "HunyuanVideoTransformer3DModel": Entry("hunyuan_video"),
     "Ideogram4Transformer2DModel": Entry("ideogram4"),

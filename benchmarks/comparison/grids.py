@@ -49,7 +49,8 @@ def masks(frame: Frame) -> list[Schedule]:
     presets = [preset_mask(preset, frame) for preset in PRESETS]
     counts = [count for count in _shares(frame) if count >= LEAST_SPREAD]
     even = [_masked(spread_mask(frame.steps, count), "even mask", frame) for count in counts]
-    return list({schedule.mask: schedule for schedule in (*presets, *even)}.values())
+    # of equal masks the first one, and so the preset, gives the name
+    return list({schedule.mask: schedule for schedule in reversed((*presets, *even))}.values())[::-1]
 
 
 def _masked(mask: str, words: str, frame: Frame) -> Schedule:

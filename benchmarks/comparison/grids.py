@@ -49,8 +49,10 @@ def masks(frame: Frame) -> list[Schedule]:
     presets = [preset_mask(preset, frame) for preset in PRESETS]
     counts = [count for count in _shares(frame) if count >= LEAST_SPREAD]
     even = [_masked(spread_mask(frame.steps, count), "even mask", frame) for count in counts]
-    # of equal masks the first one, and so the preset, gives the name
-    return list({schedule.mask: schedule for schedule in reversed((*presets, *even))}.values())[::-1]
+    found: dict[str | None, Schedule] = {}
+    for schedule in (*presets, *even):
+        found.setdefault(schedule.mask, schedule)
+    return list(found.values())
 
 
 def _masked(mask: str, words: str, frame: Frame) -> Schedule:

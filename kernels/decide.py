@@ -136,7 +136,7 @@ def decide_reference(
         used = count if flags is None else healthy_steps(all_finite(flags), stored_slots(told, count), singles)
         finite = used > 0
         if chosen is not None and used:
-            weights = _forecast(shape, chosen, observed, products, told, used)
+            weights = weights_by_slot(chosen, _seen(observed, told, used), products, shape, told, used)
         if observed is not None and mode == Ask.DECIDE:
             difference, known = _difference(observed, weights, told, used)
             finite = finite and known
@@ -192,21 +192,20 @@ def stored_slots(told: Sequence[float], count: int) -> list[int]:
     return [int(slot) for slot in told[Control.SLOTS : Control.SLOTS + count]]
 
 
-def _forecast(
-    shape: tuple[int, ...],
+def weights_by_slot(
     chosen: Forecaster,
-    observed: list[Any] | None,
-    products: Sequence[Matrix],
-    told: list[float],
+    seen: Matrix | None,
+    grams: Sequence[Matrix],
+    shape: Sequence[int],
+    told: Sequence[float],
     used: int,
 ) -> list[list[float]]:
-    """Return the weights by slot, one row per stream."""
+    """Return the weights [rows, n] of a forecast from the ``used`` newest steps; a row has a gram, or none has."""
     slots = stored_slots(told, used)
     times = tuple(told[Control.TIMES : Control.TIMES + used])
-    seen = _around(observed, slots) if observed is not None and _is_matrix(observed) else None
     rows = []
     for number in range(shape[0]):
-        gram = taken(products[number], slots) if products else None
+        gram = taken(grams[number], slots) if grams else None
         row = [0.0] * shape[1]
         for slot, weight in zip(slots, chosen.weights(Window(times, told[Control.NOW], seen, gram)), strict=True):
             row[slot] = weight
@@ -218,14 +217,17 @@ def _is_matrix(observed: list[Any]) -> bool:
     return isinstance(observed[0], list)
 
 
-def _around(observed: Matrix, slots: list[int]) -> Matrix:
-    """The products of the present observation and of the stored ones, newest first."""
-    return taken(observed, [0, *(1 + slot for slot in slots)])
+def _seen(observed: list[Any] | None, told: Sequence[float], used: int) -> Matrix | None:
+    """The products of the present observation and of the stored ones, newest first; None where sums were observed."""
+    if observed is None or not _is_matrix(observed):
+        return None
+    return taken(observed, [0, *(1 + slot for slot in stored_slots(told, used))])
 
 
 def _difference(observed: list[Any], weights: list[list[float]], told: list[float], used: int) -> tuple[float, bool]:
     """Return the difference, and whether what it is made from is finite."""
-    if not _is_matrix(observed):
+    products = _seen(observed, told, used)
+    if products is None:
         numerator, denominator, *measured = observed
         if measured:
             out_change, in_change, denominator = measured
@@ -235,9 +237,8 @@ def _difference(observed: list[Any], weights: list[list[float]], told: list[floa
         return relative(numerator, denominator), math.isfinite(numerator) and math.isfinite(denominator)
     if not used:
         return math.nan, False
-    slots = stored_slots(told, used)
-    row = [weights[0][slot] for slot in slots] if weights else [1.0, *[0.0] * (used - 1)]
-    difference = forecast_error(_around(observed, slots), row)
+    row = [weights[0][slot] for slot in stored_slots(told, used)] if weights else [1.0, *[0.0] * (used - 1)]
+    difference = forecast_error(products, row)
     return difference, not math.isnan(difference) and math.isfinite(observed[0][0])
 
 

@@ -30,10 +30,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from fxcache.kernels._forecast import Matrix, Window, forecaster
-from fxcache.kernels._host import all_finite, healthy_steps, in_one_transfer, on_device, relative, taken
+from fxcache.kernels._forecast import forecaster
+from fxcache.kernels._host import all_finite, healthy_steps, in_one_transfer, on_device, relative
 from fxcache.kernels._library import register_operator
-from fxcache.kernels.decide import CONTROL_SIZE, SEEN, Ask, Control, clock_restarted, stored_slots
+from fxcache.kernels.decide import CONTROL_SIZE, SEEN, Ask, Control, clock_restarted, stored_slots, weights_by_slot
 
 _SAMPLE = 5
 """Differences of a step that its threshold grows with."""
@@ -88,7 +88,9 @@ def decide_blocks_reference(
         used = read.healthy(row, slice(begin - low, end - low), single)
         if forecast and used and row[Control.MODE] != Ask.COMPUTE:
             products = [read.grams[i] for i, number in enumerate(mine) if gram_units[number] == unit]
-            _forecast(weights[place], forecast, products, row, used)
+            shape = (max(1, len(products)), health.shape[-1])
+            made = weights_by_slot(forecaster(forecast), None, products, shape, row, used)
+            weights[place, : len(made)] = torch.tensor(made, dtype=torch.float32)
         difference, finite = read.difference(place, row)
         finite = finite and used > 0
         measured = finite and math.isfinite(difference)
@@ -151,17 +153,6 @@ def _threshold(row: list[float], sample: Sequence[float]) -> float:
     if cap <= 0 or not positive:
         return base
     return max(base, min(row[BlockControl.RELAX] * sum(positive) / len(positive), cap))
-
-
-def _forecast(weights: Tensor, forecast: str, grams: Sequence[Matrix], row: list[float], used: int) -> None:
-    """Fill in the weights of one unit by slot, one row per gram, or one."""
-    slots = stored_slots(row, used)
-    times = tuple(row[Control.TIMES : Control.TIMES + used])
-    chosen = forecaster(forecast)
-    for number in range(max(1, len(grams))):
-        gram = taken(grams[number], slots) if grams else None
-        values = chosen.weights(Window(times, row[Control.NOW], None, gram))
-        weights[number, slots] = torch.tensor(values, dtype=torch.float32)
 
 
 def _weights_shape(count: int, gram_units: Sequence[int], health: Tensor, forecast: str) -> tuple[int, ...]:

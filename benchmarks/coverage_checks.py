@@ -99,14 +99,14 @@ def examine(entry: Entry, inner: str, splits: Mapping[str, tuple[int, int]]) -> 
             warnings.simplefilter("ignore")
             _explain(tiny, outcome)
             sizes = not one_size
-            wanted = _plain(tiny, inner, (START, NEXT, OTHER) if sizes else (START, NEXT))
+            wanted = _plain(tiny, inner, (START, NEXT, OTHER, START, NEXT) if sizes else (START, NEXT))
             for name, split in splits.items():
-                run = Run(tiny, inner, split, sizes=sizes and not outcome.splits, late=name in entry.late)
-                answers = run.answers(wanted)
+                run = Run(tiny, inner, split, wanted, sizes=sizes and not outcome.splits, late=name in entry.late)
+                answers = run.answers()
                 if run.refusals:
                     said = "; ".join(dict.fromkeys(run.refusals))
                     outcome.refusal = re.sub(r" at /\S*/", " at ", said)  # without the folders of this machine
-                    answers = refused(run.made, wanted, run.refusals, entry.says)
+                    answers = refused(run.compared, run.refusals, entry.says)
                 outcome.splits[name] = answers
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -126,14 +126,25 @@ def _explain(tiny: TinyModel, outcome: Outcome) -> None:
     outcome.blocks, outcome.streams, outcome.graphs = len(found.blocks), len(found.streams), len(found.graphs)
 
 
-def _plain(tiny: TinyModel, inner: str, calls: Sequence[Call]) -> dict[Call, Any]:
+Wanted = Mapping[tuple[Call, bool], Any]
+"""Answers by call, and by whether a second size has come before: its graph may serve the first size from then on."""
+
+
+def _plain(tiny: TinyModel, inner: str, calls: Sequence[Call]) -> Wanted:
     """The answers of the model without fxcache, compiled by the same compiler and called in the same order.
 
     Dynamo traces it as it does for `enable_cache`: a model in more graphs has other kernels, and rounds otherwise.
     """
     torch._dynamo.reset()
     module = tiny.module if inner == "eager" else keeping_whole(torch.compile(tiny.module, backend=inner))
-    return {call: tiny.call(call.arguments(tiny), module) for call in calls}
+    wanted, later = {}, False
+    for call in calls:
+        later = later or call is OTHER
+        try:
+            wanted[call, later] = tiny.call(call.arguments(tiny), module)
+        except Exception as error:
+            raise RuntimeError(f"without fxcache as well: {type(error).__name__}: {_first_line(error)}") from error
+    return wanted
 
 
 @dataclass
@@ -143,23 +154,28 @@ class Run:
     tiny: TinyModel
     inner: str
     split: tuple[int, int]
+    wanted: Wanted
     sizes: bool = True
     """Whether another size comes in between."""
     late: bool = False
     """Whether the first call of a generation or a size stores nothing, because it has to meet the size of that."""
-    made: list[tuple[Call, Made]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    compared: list[tuple[Made, Any]] = field(default_factory=list)
+    """What was made of every call, and the plain model's answer."""
     refusals: list[str] = field(default_factory=list)
 
-    def __call__(self, call: Call) -> Made:
+    def __call__(self, call: Call) -> tuple[Made, Any]:
         before = fxcache.summary(self.tiny.module)
-        with fxcache.context("branch", step_index=len(self.made)):
+        with fxcache.context("branch", step_index=len(self.calls)):
             out = self.tiny.call(call.arguments(self.tiny))
+        self.calls.append(call)
         after = fxcache.summary(self.tiny.module)
         counts = (after.computed - before.computed, after.reused - before.reused)
-        self.made.append((call, ({(1, 0): "C", (0, 1): "."}.get(counts, "-"), out)))
-        return self.made[-1][1]
+        made = ({(1, 0): "C", (0, 1): "."}.get(counts, "-"), out)
+        self.compared.append((made, self.wanted[call, OTHER in self.calls]))
+        return self.compared[-1]
 
-    def answers(self, wanted: Mapping[Call, Any]) -> dict[str, str]:
+    def answers(self) -> dict[str, str]:
         """The answer to every check, from one compilation per size."""
         torch._dynamo.reset()
         options = {"max_warmup_steps": 0, "residual_diff_threshold": NEAR, "inner_backend": self.inner}
@@ -168,28 +184,27 @@ class Run:
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", RefusalWarning)
-                return self._answers(wanted)
+                return self._answers()
         finally:
             self.refusals = [str(one.message) for one in said if issubclass(one.category, RefusalWarning)]
             fxcache.disable_cache(self.tiny.module)
 
-    def _answers(self, wanted: Mapping[Call, Any]) -> dict[str, str]:
+    def _answers(self) -> dict[str, str]:
         answers = {}
         with fxcache.generation():
-            answers[NEVER] = worst([computed(self(call), wanted[call]) for call in (START, NEXT)])
-            answers[SAME] = reused(self(NEXT), wanted[NEXT])
+            answers[NEVER] = worst([computed(*self(call)) for call in (START, NEXT)])
+            answers[SAME] = reused(*self(NEXT))
             if self.sizes:
-                others = self._stored(OTHER, wanted[OTHER])
-                answers[SIZE] = worst([*others, reused(self(OTHER), wanted[OTHER])])
-                answers[BACK] = right(self(NEXT), wanted[NEXT])
+                answers[SIZE] = worst([*self._stored(OTHER), reused(*self(OTHER))])
+                answers[BACK] = right(*self(NEXT))
         fxcache.refresh_context(self.tiny.module, residual_diff_threshold=FAR)
         with fxcache.generation():
-            answers[REAL] = worst([*self._stored(START, wanted[START]), skipped(self(NEXT), wanted[NEXT])])
+            answers[REAL] = worst([*self._stored(START), skipped(*self(NEXT))])
         return {check: answers[check] for check in CHECKS if check in answers}
 
-    def _stored(self, call: Call, wanted: Any) -> list[str]:
+    def _stored(self, call: Call) -> list[str]:
         """The answers of the calls until something is stored: a late one repeats itself and meets nothing to reuse."""
-        return [computed(self(call), wanted) for _ in range(2 if self.late else 1)]
+        return [computed(*self(call)) for _ in range(2 if self.late else 1)]
 
 
 def computed(made: Made, wanted: Any) -> str:
@@ -220,13 +235,11 @@ def skipped(made: Made, wanted: Any) -> str:
     return OK if 0 < away < math.inf else f"off by {away:.1e}"
 
 
-def refused(
-    made: Sequence[tuple[Call, Made]], wanted: Mapping[Call, Any], refusals: Sequence[str], says: str
-) -> dict[str, str]:
+def refused(compared: Sequence[tuple[Made, Any]], refusals: Sequence[str], says: str) -> dict[str, str]:
     """The answers for a class that is refused: the same warning for every size, and the plain model."""
     said = len(set(refusals)) == 1 and re.search(says, refusals[0]) is not None
-    untouched = all(decision == "-" for _, (decision, _) in made)
-    plain = worst([OK if same(out, wanted[call]) else "not as plain" for call, (_, out) in made])
+    untouched = all(decision == "-" for (decision, _), _ in compared)
+    plain = worst([OK if same(out, wanted) else "not as plain" for (_, out), wanted in compared])
     return {
         WARNED: OK if said else f"{len(refusals)} warnings: {'; '.join(refusals)}",
         ALONE: plain if untouched else "cached after all",

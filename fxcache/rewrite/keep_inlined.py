@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from fxcache.regions.dataflow import is_view, op_name, tensor_of
+from fxcache.regions.dataflow import is_view, op_name, value_of
 from fxcache.regions.trunk import Trunk
 
 _TAKEN_ANEW = frozenset("sin cos tan asin acos atan atan2 sinh cosh erf erfc exp2 expm1 pow".split())
@@ -111,9 +111,12 @@ def _is_inlined(node: Node) -> bool:
 
     It stores concatenations, and what is neither a view nor computed element by element.
     """
-    value = tensor_of(node)
-    if node.op != "call_function" or value is None or value.device.type != "cpu":
+    value = value_of(node)
+    first = next(iter(value), None) if isinstance(value, list | tuple) else value
+    if node.op != "call_function" or not isinstance(first, torch.Tensor) or first.device.type != "cpu":
         return False
+    if op_name(node) == "getitem":
+        return is_view(_args(node)[0])  # only tensors can pass the border of a block, not what they are parts of
     if op_name(node) in _KEPT_IF_READ_TWICE and len(node.users) > 1:
         return False
     if is_view(node) or op_name(node) in _MOVES or op_name(node) in _MADE_ANEW:

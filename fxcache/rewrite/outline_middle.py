@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._sympy.functions import Max
 
 from fxcache.regions.dataflow import base_of, hint, numel_hint, size_inputs, symbols_read, tensor_of
+from fxcache.regions.region import Region
 from fxcache.rewrite.plan import Plan, call, facts_of, fake_mode_of
 
 COMPUTE = "fxcache_compute"
+_Dimension = tuple[Node, int]
+"""A value, and one of its axes."""
 
 
 def outline_middle(gm: GraphModule, plan: Plan) -> int:
@@ -34,13 +38,18 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
     members = set(region.middle)
     attributes = [n for n in region.operands if n.op == "get_attr" and isinstance(_attribute(gm, n), torch.nn.Module)]
     operands = [node for node in region.operands if node not in attributes]
-    operands += _sizes(gm.graph, [*operands, *region.middle], operands)
+    shown = _dimensions(gm.graph, region)
+    operands += _sizes(gm.graph, region, operands, shown)
     live_outs = [stream.live_out for stream in region.streams]
     mode = fake_mode_of([value.meta["val"] for value in live_outs])
 
     with mode:
         vals = tuple(torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in map(_tensor, live_outs))
-    crosses_flat = [_may_be_empty(val) and like is not None for val, like in zip(vals, plan.references, strict=True)]
+    shapes = [
+        _shape(val, like, shown) if _may_be_empty(val) else None
+        for val, like in zip(vals, plan.references, strict=True)
+    ]
+    crosses_flat = [shape is not None for shape in shapes]
     crossing = tuple(val.view(-1) if is_flat else val for val, is_flat in zip(vals, crosses_flat, strict=True))
 
     body = Graph()
@@ -51,6 +60,8 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
             node.meta["val"] = mode.from_tensor(_attribute(gm, node), static_shapes=True)
         inside[node] = body.placeholder(node.name)
         inside[node].meta = facts_of(node)
+    with gm.graph.inserting_before(region.anchor):
+        given = tuple(_lifted(gm.graph, node) if node.op == "get_attr" else node for node in operands)
     for node in attributes:
         name = str(node.target).replace(".", "_")
         setattr(root, name, _attribute(gm, node))
@@ -67,13 +78,13 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
     gm.add_submodule(plan.prefix + COMPUTE, compute)
 
     with gm.graph.inserting_before(region.anchor):
-        plan.compute = gm.graph.call_module(plan.prefix + COMPUTE, tuple(operands))
+        plan.compute = gm.graph.call_module(plan.prefix + COMPUTE, given)
         plan.compute.meta["val"] = crossing
         for i, node in enumerate(live_outs):
             out = gm.graph.call_function(operator.getitem, (plan.compute, i))
             out.meta = facts_of(node) | {"val": crossing[i]}
-            if crosses_flat[i]:
-                out = _in_shape(gm, out, plan.references[i], vals[i])
+            if (shape := shapes[i]) is not None:
+                out = _in_shape(gm, out, shape, vals[i])
             plan.outputs.append(out)
     for node, out in zip(live_outs, plan.outputs, strict=True):
         fresh = out if plan.options.inner_backend == "inductor" else _as_traced(gm, node, out)
@@ -84,6 +95,13 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
         if not node.users:
             gm.graph.erase_node(node)
     return len(members)
+
+
+def _lifted(graph: Graph, constant: Node) -> Node:
+    """A copy of a constant: under fake tensors, operators take a constant itself for a tensor that was left real."""
+    copied = graph.call_function(torch.ops.aten.lift_fresh_copy.default, (constant,))
+    copied.meta = facts_of(constant)
+    return copied
 
 
 def _as_traced(gm: GraphModule, traced: Node, out: Node) -> Node:
@@ -112,11 +130,18 @@ def flat(graph: Graph, node: Node) -> Node:
     return call(graph, torch.ops.aten.view.default, (node, [-1]))
 
 
-def _sizes(graph: Graph, values: list[Node], operands: list[Node]) -> list[Node]:
-    """Inputs with dynamic sizes that a branch computes with and cannot read off the shape of an operand."""
+def _sizes(graph: Graph, region: Region, operands: list[Node], shown: dict[Any, _Dimension]) -> list[Node]:
+    """Dynamic sizes that a branch computes with and cannot read off the shape of an operand.
+
+    They are inputs, or, where a size is made of several that depend on data, read in front of the call.
+    """
     read = set().union(*map(symbols_read, operands))
-    missing = free_symbols([node.meta.get("val") for node in values]) - read
-    return [node for size, node in size_inputs(graph).items() if size in missing and node not in operands]
+    missing = free_symbols([node.meta.get("val") for node in (*operands, *region.middle)]) - read
+    holders = {size: node for size, node in size_inputs(graph).items() if size in missing}
+    with graph.inserting_before(region.anchor):
+        for symbol in sorted(missing & shown.keys() - holders.keys(), key=str):
+            holders[symbol] = call(graph, torch.ops.aten.sym_size.int, shown[symbol])
+    return [node for node in holders.values() if node not in operands]
 
 
 def _may_be_empty(contiguous: torch.Tensor) -> bool:
@@ -125,14 +150,33 @@ def _may_be_empty(contiguous: torch.Tensor) -> bool:
     return any(isinstance(stride, torch.SymInt) and stride.node.expr.has(Max) for stride in strides)
 
 
-def _in_shape(gm: GraphModule, out: Node, like: Node | None, val: torch.Tensor) -> Node:
-    """Give a flat value the shape of another one, which the running graph reads off that."""
-    assert like is not None
-    shape: tuple[Any, ...] = val.shape
-    sizes = [
-        call(gm.graph, torch.ops.aten.sym_size.int, (like, axis)) if isinstance(size, torch.SymInt) else size
-        for axis, size in enumerate(shape)
-    ]
+def _dimensions(graph: Graph, region: Region) -> dict[Any, _Dimension]:
+    """By size: the first value outside the middle and in front of its call that has it, and on which axis."""
+    found: dict[Any, _Dimension] = {}
+    members = set(region.middle)
+    for node in itertools.takewhile(lambda node: node is not region.anchor, graph.nodes):
+        value = tensor_of(node)
+        if value is not None and node not in members:
+            shape: tuple[Any, ...] = value.shape
+            for axis, size in enumerate(shape):
+                if isinstance(size, torch.SymInt):
+                    found.setdefault(size.node.expr, (node, axis))
+    return found
+
+
+def _shape(val: torch.Tensor, like: Node | None, shown: dict[Any, _Dimension]) -> list[int | _Dimension] | None:
+    """Where the running graph reads the sizes of a value: off one like it, or off any; None if one is nowhere."""
+    sizes: tuple[Any, ...] = val.shape
+    dynamic = {axis: size.node.expr for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)}
+    if like is None and not shown.keys() >= set(dynamic.values()):
+        return None
+    read = {axis: shown[expr] if like is None else (like, axis) for axis, expr in dynamic.items()}
+    return [read.get(axis, size) for axis, size in enumerate(sizes)]
+
+
+def _in_shape(gm: GraphModule, out: Node, shape: list[int | _Dimension], val: torch.Tensor) -> Node:
+    """Give a flat value its shape."""
+    sizes = [size if isinstance(size, int) else call(gm.graph, torch.ops.aten.sym_size.int, size) for size in shape]
     shaped = gm.graph.call_function(torch.ops.aten.view.default, (out, sizes))
     shaped.meta = dict(out.meta) | {"val": val}
     return shaped

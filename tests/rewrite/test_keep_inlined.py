@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +120,30 @@ def test_all_that_is_not_stored_goes_along() -> None:
     outside -= {node for block in trunk.blocks for node in block.nodes}
     assert {node.name for node in outside} == {"w", "cat"}
     assert torch.equal(sketch.gm(*sketch.values())[0], before[0])
+
+
+def test_parts_are_taken_of_a_tensor_inside_of_the_block() -> None:
+    def half(sketch: Sketch, angle: Node) -> Node:
+        part = sketch.op(operator.getitem, sketch.op(aten.split.Tensor, angle, 2, -1), 0)
+        return cosine(sketch, sketch.op(aten.cat.default, [part, part], -1))
+
+    def first(sketch: Sketch, angle: Node) -> Node:
+        return cosine(sketch, sketch.op(operator.getitem, sketch.op(aten.split.Tensor, angle, 4, -1), 0))
+
+    def mean(sketch: Sketch, angle: Node) -> Node:
+        both = sketch.op(aten.var_mean.correction, angle, [-1], keepdim=True)
+        return cosine(sketch, sketch.op(operator.getitem, both, 1))
+
+    for angles, border in ((half, "cat_1"), (first, "cat"), (mean, "getitem")):
+        sketch = turned(angles)
+        before = sketch.gm(*sketch.values())
+        assert kept(sketch) >= 3
+        trunk = sketch.trunk()
+        assert isinstance(trunk, Trunk)
+        nodes = {node for block in trunk.blocks for node in block.nodes}
+        outside = {arg.name for node in nodes for arg in node.all_input_nodes if arg not in nodes}
+        assert outside == {"h", "w", border}
+        assert torch.equal(sketch.gm(*sketch.values())[0], before[0])
 
 
 def test_of_a_heavy_function_read_once_the_reader_is_computed_anew() -> None:

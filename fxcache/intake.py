@@ -8,10 +8,10 @@ what only masks or rotates is "other".
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections import deque
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -121,7 +121,7 @@ def _latents(activations: list[int], names: list[str], twin: dict[int, Node], at
     if named:
         return named
     outputs = [node for node in _outputs(aten) if isinstance(node.meta.get("val"), torch.Tensor)]
-    scores = {i: _likeness(twin[i].meta["val"], outputs) for i in activations if i in twin}
+    scores = {i: _likeness(twin[i], outputs) for i in activations if i in twin}
     best = max(scores.values(), default=0)
     if best == 0:
         return []
@@ -139,18 +139,22 @@ def _outputs(gm: GraphModule) -> list[Node]:
     return list(output.all_input_nodes)
 
 
-def _likeness(value: Any, outputs: list[Node]) -> int:
-    """2 for a float input of an output's shape, 1 when one axis differs (learnt variance, extra channels), else 0."""
-    if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point or value.dim() < 2:
+def _likeness(node: Node, outputs: list[Node]) -> int:
+    """How much an input looks like what the model returns.
+
+    3 for a float input of an output's shape, 2 when one axis differs (learnt variance, extra channels), 1 for words of
+    a table for each of which there is a row of an output (masked or discrete diffusion), else 0.
+    """
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor) or value.dim() < 2:
         return 0
     shape = [hint(size) for size in value.shape]
-    best = 0
-    for node in outputs:
-        other = [hint(size) for size in node.meta["val"].shape]
-        if len(other) == len(shape):
-            different = sum(a != b for a, b in zip(shape, other, strict=True))
-            best = max(best, {0: 2, 1: 1}.get(different, 0))
-    return best
+    shapes = [[hint(size) for size in output.meta["val"].shape] for output in outputs]
+    if not value.dtype.is_floating_point:
+        read = any(op_name(user) == "embedding" for found in _light_closure(node) for user in found.users)
+        return int(read and any(other[:-1] == shape for other in shapes))
+    different = [sum(map(operator.ne, shape, other)) for other in shapes if len(other) == len(shape)]
+    return {0: 3, 1: 2}.get(min(different, default=2), 0)
 
 
 def _timestep(candidates: list[int], names: list[str], twin: dict[int, Node]) -> list[int]:

@@ -138,6 +138,28 @@ def test_roles_of_models_in_other_styles(model: str, expected: dict[str, list[st
     assert named(take_in(tiny.module, *args, **kwargs)) == expected
 
 
+class Words(nn.Module):
+    """Masked diffusion of words: what is denoised are numbers of words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.kinds, self.inside = nn.Embedding(9, 6), nn.Embedding(3, 6), nn.Linear(6, 9)
+
+    def forward(self, words: Tensor, kind: Tensor, mask: Tensor, text: Tensor | None = None) -> Tensor:
+        h = self.words(words) + self.kinds(kind)[:, None]
+        return self.inside(h * mask[..., None]) + (0 if text is None else self.inside(text))
+
+
+def test_words_are_latents_where_nothing_else_looks_like_the_output():
+    words, kind = torch.randint(0, 9, (2, 5)), torch.tensor([0, 1])
+    mask = torch.ones(2, 5, dtype=torch.int64)
+    found = named(take_in(Words().eval(), words, kind, mask))
+    assert found == {"latents": ["words"], "timestep": [], "conditioning": ["kind"], "other": ["mask"]}
+    found = named(take_in(Words().eval(), words, kind, mask, torch.randn(2, 5, 6)))
+    assert found["latents"] == ["text"]
+    assert "words" in found["conditioning"]
+
+
 def test_what_belongs_to_the_model_is_static():
     taken = take_in(Small().eval(), **small_inputs())
     placeholders = taken.dynamo.graph.find_nodes(op="placeholder")

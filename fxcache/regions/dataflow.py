@@ -23,8 +23,10 @@ ADDITIVE = VIEWS | frozenset(
 )
 HEAVY = frozenset(
     "mm addmm bmm baddbmm matmul linear convolution _convolution _int_mm _scaled_mm _weight_int4pack_mm flex_attention"
-    " _scaled_grouped_mm _grouped_mm mkldnn_rnn_layer _mkl_linear linear_pointwise".split()
+    " _scaled_grouped_mm _grouped_mm mkldnn_rnn_layer _mkl_linear linear_pointwise _native_multi_head_attention".split()
 )
+LAYERS = frozenset({"_transformer_encoder_layer_fwd"})
+"""A whole layer in one operator, as `torch.nn.TransformerEncoder` calls it where no gradients are needed."""
 NORMS = frozenset(
     "native_layer_norm native_group_norm native_batch_norm var_mean var mean pow rsqrt rms_norm _fused_rms_norm"
     " linalg_vector_norm layer_norm".split()
@@ -54,10 +56,15 @@ def is_heavy(node: Node) -> bool:
     if node.op != "call_function":
         return False
     name = op_name(node)
-    if name in HEAVY or name.startswith(("_scaled_dot_product", "scaled_dot_product", "_flash_attention")):
+    if name in HEAVY | LAYERS or name.startswith(("_scaled_dot_product", "scaled_dot_product", "_flash_attention")):
         return True
     namespace = getattr(node.target, "namespace", None)
     return namespace is not None and namespace not in _PLAIN_NAMESPACES
+
+
+def heavy_operations(nodes: Iterable[Node]) -> int:
+    """Count matrix products, convolutions and attentions: a layer in one operator has some of them."""
+    return sum(2 if op_name(node) in LAYERS else 1 for node in nodes if is_heavy(node))
 
 
 def is_norm(node: Node) -> bool:

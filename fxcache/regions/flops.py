@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from fxcache.regions.dataflow import hint, is_heavy, op_name, tensor_of
+from fxcache.regions.dataflow import LAYERS, hint, is_heavy, op_name, tensor_of
 
 
 def node_flops(node: Node) -> int:
@@ -23,6 +23,8 @@ def node_flops(node: Node) -> int:
     if op_name(node).startswith(("_scaled_dot_product", "_flash_attention")):
         shapes = [_shape(arg) for arg in node.args[:3] if isinstance(arg, Node)]
         return _attention_flops(*shapes) if len(shapes) == 3 and all(shapes) else 0
+    if op_name(node) in LAYERS:
+        return _layer_flops(node)
     count = flop_registry.get(packet)
     if count is None:
         return 0
@@ -47,6 +49,12 @@ def uncounted(graph: Graph) -> tuple[str, ...]:
 def _attention_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> int:
     # that of torch refuses grouped queries before 2.12
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _layer_flops(node: Node) -> int:
+    batch, length, width = _shape(node.args[0])  # type: ignore[arg-type]
+    products = sum(math.prod(_shape(arg)) for arg in node.args if isinstance(arg, Node) and len(_shape(arg)) == 2)
+    return 2 * batch * length * (products + 2 * length * width)
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from torch.fx import Graph, Node
 
 from fxcache.errors import Refusal
 from fxcache.regions.blocks import Block, Stack, find_repeated_calls, find_stacks
-from fxcache.regions.dataflow import Flow, is_float_tensor, is_heavy, numel_hint
+from fxcache.regions.dataflow import Flow, heavy_operations, is_float_tensor, is_heavy, numel_hint
 from fxcache.regions.repeats import find_repeats
 
 MIN_BLOCKS = 3
@@ -117,7 +117,7 @@ def _without_ends(stack: Stack) -> Stack:
     kept = [
         i
         for i, block in enumerate(stack.blocks)
-        if block.kind == main[0][0] or sum(map(is_heavy, block.nodes)) >= _HEAVY_PER_BLOCK
+        if block.kind == main[0][0] or heavy_operations(block.nodes) >= _HEAVY_PER_BLOCK
     ]
     return Stack(stack.name, stack.blocks[kept[0] : kept[-1] + 1]) if kept else stack
 
@@ -126,7 +126,7 @@ def _disqualified(stack: Stack, flow: Flow) -> str | None:
     blocks = stack.blocks
     if len(blocks) < MIN_BLOCKS:
         return f"fewer than {MIN_BLOCKS} blocks"
-    heavy = sorted(sum(map(is_heavy, block.nodes)) for block in blocks)
+    heavy = sorted(heavy_operations(block.nodes) for block in blocks)
     if heavy[len(heavy) // 2] < _HEAVY_PER_BLOCK:
         return f"fewer than {_HEAVY_PER_BLOCK} matrix products, convolutions or attentions in a block"
     if Counter(block.kind for block in blocks).most_common(1)[0][1] < _MAIN_KIND_SHARE * len(blocks):
@@ -165,7 +165,7 @@ def _reaches(before: Block, after: Block, flow: Flow) -> bool:
 def _weight(stack: Stack, parameters: set[Node]) -> tuple[int, int]:
     used = {arg for block in stack.blocks for node in block.nodes for arg in node.all_input_nodes}
     owned = (node for node in used if node in parameters or node.op == "get_attr")
-    return sum(map(numel_hint, owned)), sum(is_heavy(node) for block in stack.blocks for node in block.nodes)
+    return sum(map(numel_hint, owned)), sum(heavy_operations(block.nodes) for block in stack.blocks)
 
 
 def _assemble(good: list[Stack], stacks: list[Stack], flow: Flow, parameters: set[Node]) -> Trunk:

@@ -34,7 +34,7 @@ STYLES: dict[str, Callable[..., TinyModel]] = {
 
 QUICK = (
     *("interface_network", "reversible", "universal", "by_words", "chained", "functional", "whole_in_sequential"),
-    *("u_vit", "window_dit", "post_norm"),
+    *("u_vit", "window_dit", "post_norm", "torch_encoder"),
 )
 STYLE = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STYLES]
 
@@ -49,8 +49,8 @@ TRUNKS = {
 }
 """Where the trunk is not the one stack of the model: joined, named by the first part of its keys, not named at all."""
 
-RAW = {"u_vit": (False, True), "post_norm": (True, True)}
-"""Whether values are compared, and stored, because there is no identity path: merges, norms behind the sums."""
+RAW = {"u_vit": (False, True), "post_norm": (True, True), "torch_encoder": (True, True)}
+"""Whether values are compared, and stored, because no identity path shows: merges, norms behind sums, whole layers."""
 
 DECOMPOSED = {"picture_encoder"}
 """Where AOTAutograd's own decompositions round in another way (an interpolation), with or without a cache."""
@@ -78,6 +78,7 @@ CUTS: dict[str, Cut] = {
     "reversible": Cut(listed("layers"), streams=2),
     "universal": Cut(lambda module: [module.block] * 4),
     "shared": Cut(lambda module: list(module.blocks)),
+    "torch_encoder": Cut(listed("encoder.layers"), raw=RAW["torch_encoder"]),
     "in_sequential": Cut(listed("trunk")),
     "whole_in_sequential": Cut(lambda module: list(module.net)[1:-2]),
     "in_while": Cut(listed("stages")),

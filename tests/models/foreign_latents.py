@@ -190,6 +190,20 @@ class Recursive(nn.Module):
         return self.head(h)
 
 
+class TorchEncoder(nn.Module):
+    """The encoder of torch itself: without gradients every layer is one operator."""
+
+    def __init__(self, layers: int, width: int = 24, heads: int = 2) -> None:
+        super().__init__()
+        self.embed, self.time = nn.Linear(FEATURES, width), nn.Linear(48, width)
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, FEATURES)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x) + self.time(waves(t, 48).to(x.dtype))[:, None]))
+
+
 def _on_tokens(build: Callable[[int], nn.Module], stack: str) -> Callable[..., TinyModel]:
     """Builder of a denoiser of tokens that is called as `(x, t)`."""
 
@@ -210,5 +224,6 @@ LATENTS: dict[str, Callable[..., TinyModel]] = {
     "universal": _on_tokens(Universal, "block"),
     "shared": _on_tokens(Shared, "blocks"),
     "recursive": _on_tokens(Recursive, "adapters"),
+    "torch_encoder": _on_tokens(TorchEncoder, "encoder.layers"),
 }
 """Builders, by name."""

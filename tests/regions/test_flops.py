@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from fxcache.regions.flops import node_flops, region_flops
 from tests.graphs import Sketch, aten
 
@@ -26,6 +30,19 @@ def test_attention_with_fewer_heads_of_keys_than_of_queries():
     q, kv = sketch.input("q", 2, 6, 7, 8), sketch.input("kv", 2, 2, 9, 8)
     grouped = sketch.op(aten._scaled_dot_product_flash_attention_for_cpu.default, q, kv, kv)
     assert node_flops(grouped) == 2 * (2 * 6 * 7 * 9 * (8 + 8))
+
+
+def test_a_layer_in_one_operator_counts_its_products_and_its_attention():
+    sketch = Sketch()
+    h, vector = sketch.input("h", 3, 5, 8), sketch.weight("vector", 8)
+    qkv, out, up = ((sketch.weight(f"w{rows}", rows, 8), sketch.weight(f"b{rows}", rows)) for rows in (24, 8, 12))
+    down, norm = sketch.weight("down", 8, 12), (vector, vector)
+    arguments = [h, 8, 2, *qkv, *out, True, False, 1e-5, *norm, *norm, *up, down, vector]
+    node = sketch.op(aten._transformer_encoder_layer_fwd.default, *arguments)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        layer(torch.randn(3, 5, 8, requires_grad=True))  # operator by operator
+    assert node_flops(node) == counter.get_total_flops()
 
 
 def test_part_and_whole():

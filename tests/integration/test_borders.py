@@ -1,0 +1,143 @@
+"""What passes the border of a branch, or of a block that is shared, through Inductor: constants, parts, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcache
+from fxcache.tracing import keeping_whole
+
+WIDTH = 16
+
+
+class Block(nn.Module):
+    """Attention without a projection in front, and an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        normed = self.norm(x)
+        read = normed if context is None else torch.cat([normed, context], 1)
+        attention = nn.functional.scaled_dot_product_attention(normed[:, None], read[:, None], read[:, None])[:, 0]
+        x = x + self.out(attention)
+        return x + self.mlp(self.norm(x))
+
+
+class Turned(Block):
+    """Computes its rotations itself, of parts of coordinates that all share, scaled by a constant."""
+
+    def rotate(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        start, end = coordinates.split(1, dim=-1)
+        angles = (start + end) / 2 / torch.tensor([3.0, 5.0, 7.0, 9.0], device=x.device)
+        angles = torch.cat([angles, angles], -1).repeat_interleave(2, -1)
+        return x * angles.cos() + x.flip(-1) * angles.sin()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        assert context is not None
+        return super().forward(x) + self.out(self.rotate(self.mlp(x), context))
+
+
+class Rotating(nn.Module):
+    """Hands the coordinates to every block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Turned() for _ in range(4))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], dtype=torch.float32)
+        coordinates = torch.stack([places, places + time], -1)
+        for block in self.blocks:
+            x = block(x, coordinates)
+        return x
+
+
+class Texts(nn.Module):
+    """Joins the words that the masks of two texts leave: the length is a sum of two that depend on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        one, two = x[:, :5] * time, x[:, 5:]
+        words = torch.cat([one[one[..., 0] < 9], two[two[..., 1] < 9]])[None]
+        for block in self.blocks:
+            x = block(x, words)
+        return x
+
+
+class Skips(nn.Module):
+    """Patches of a picture; the second half of the blocks reads what the first half made, last first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 2, 2)
+        self.blocks = nn.ModuleList(Block() for _ in range(6))
+        self.merges = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        x, kept = self.patches(x).flatten(2).mT + time, []
+        for i, block in enumerate(self.blocks):
+            if i < 3:
+                x = block(x)
+                kept.append(x)
+            else:
+                x = block(self.merges[i - 3](torch.cat([x, kept.pop()], -1)))
+        return x
+
+
+def tokens(step: int, size: int) -> Tensor:
+    made: Tensor = torch.randn(1, 12, WIDTH, generator=torch.Generator().manual_seed(step)) / (1 + size)
+    return made
+
+
+def picture(step: int, size: int) -> Tensor:
+    return torch.randn(1, 3, 8 + 4 * size, 8 + 6 * size, generator=torch.Generator().manual_seed(step))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Tensor]]] = {
+    "parts and constants": (Rotating, tokens),
+    "a sum of two sizes that depend on data": (Texts, tokens),
+    "skip connections of dynamic size": (Skips, picture),
+}
+
+
+@torch.no_grad()
+def played(module: nn.Module, inputs: Callable[[int, int], Tensor], call: Callable[..., Any]) -> list[Tensor]:
+    """Two steps, the second once more, another size twice."""
+    outs: list[Tensor] = []
+    with fxcache.generation():
+        for step, (seed, size) in enumerate([(0, 0), (1, 0), (1, 0), (2, 1), (2, 1)]):
+            with fxcache.context("one", step_index=step):
+                outs.append(call(inputs(seed, size), torch.tensor([1 - 0.1 * seed])).clone())
+    return outs
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("share", [True, False])
+def test_what_passes_a_border(name: str, share: bool) -> None:
+    """Computed steps are those of plain Inductor to the last bit, an identical one is reused."""
+    build, inputs = CASES[name]
+    torch.manual_seed(0)
+    module = build().eval()
+    torch._dynamo.reset()
+    wanted = played(module, inputs, keeping_whole(torch.compile(module, backend="inductor")))
+    torch._dynamo.reset()
+    config = fxcache.DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=0, residual_diff_threshold=1e-6)
+    fxcache.enable_cache(module, cache_config=config, share_blocks=share, on_refusal="raise")
+    outs = played(module, inputs, module)
+    words = [context.decisions for context in fxcache.summary(module).contexts]
+    assert "".join(words) == "CC.C."
+    computed: Sequence[int] = (0, 1, 3)
+    assert all(torch.equal(outs[i], wanted[i]) for i in computed)
+    for i in (2, 4):
+        torch.testing.assert_close(outs[i], wanted[i], rtol=1e-5, atol=1e-5)

@@ -251,6 +251,28 @@ def test_constants_become_operands() -> None:
     assert torch.equal(gm(*values)[0], expected[0])
 
 
+def test_the_parts_of_a_size_that_depends_on_data_become_operands() -> None:
+    """A branch can read `u0` off a shape, but not `u0` and `u1` off their sum."""
+    sketch = Sketch()
+    h, w, words = sketch.input("h", 6, 4), sketch.weight("w", 4, 4), sketch.input("words", 5, 4)
+    found = [sketch.op(aten.nonzero.default, sketch.op(aten.gt.Scalar, words, bound)) for bound in (0.0, 0.5)]
+    joined = sketch.op(aten._to_copy.default, sketch.op(aten.cat.default, found), dtype=torch.float32)
+    out = h
+    for i in range(4):
+        mean = sketch.op(aten.mean.dim, joined, [0, 1], module=f"blocks.{i}")
+        out = sketch.block(sketch.op(aten.mul.Tensor, out, mean, module=f"blocks.{i}"), w, w, module=f"blocks.{i}")
+    sketch.finish(out)
+    values = sketch.values()
+    expected = sketch.gm(*values)
+    gm, plan = before(sketch, "outline_middle", Fn_compute_blocks=2)
+    outline_middle(gm, plan)
+    gm.recompile()
+    assert plan.compute is not None
+    given = [arg.meta["val"] for arg in plan.compute.args if isinstance(arg, Node)]
+    assert sorted(str(value) for value in given if isinstance(value, torch.SymInt)) == ["u0", "u1"]
+    assert torch.equal(gm(*values)[0], expected[0])
+
+
 @pytest.mark.parametrize("build", SKETCHES)
 @pytest.mark.parametrize("options", [{}, {"Fn_compute_blocks": 2}, {"Bn_compute_blocks": 1}])
 def test_numbers_stay(build: Callable[[], Sketch], options: dict[str, int]) -> None:

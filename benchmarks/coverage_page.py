@@ -23,7 +23,8 @@ CHECKED = """
 
 With `Fn_compute_blocks` and `Bn_compute_blocks` of 1 and 0, 1 and 1, 2 and 1, beside the plain model under the same
 compiler, which Dynamo traces as it does for `enable_cache` (a number that is read off a tensor stays in the graph; cut
-there, the plain model has other kernels, which may differ in the last bits):
+there, the plain model has other kernels, which may differ in the last bits) and which is called in the same order (a
+second size brings code for all sizes, which may serve the first one from then on):
 
 1. **never reused**: two different steps are computed in the code that could reuse, bit for bit as the plain model.
 2. **identical call**: the inputs of a step as another step are reused, within 1e-5 of the plain model.

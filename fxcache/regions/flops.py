@@ -53,7 +53,8 @@ def _attention_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[
 
 def _layer_flops(node: Node) -> int:
     batch, length, width = _shape(node.args[0])  # type: ignore[arg-type]
-    products = sum(math.prod(_shape(arg)) for arg in node.args if isinstance(arg, Node) and len(_shape(arg)) == 2)
+    weights = [_shape(arg) for arg in node.args[3:18] if isinstance(arg, Node)]
+    products = sum(math.prod(shape) for shape in weights if len(shape) == 2)
     return 2 * batch * length * (products + 2 * length * width)
 
 

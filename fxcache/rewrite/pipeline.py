@@ -20,6 +20,7 @@ from fxcache.regions.discover import discover, signature
 from fxcache.regions.region import Region
 from fxcache.regions.trunk import Trunk, find_trunk
 from fxcache.regions.units import discover_units
+from fxcache.rewrite.carry_along import carry_along
 from fxcache.rewrite.commit_state import commit_state
 from fxcache.rewrite.early_sizes import early_sizes
 from fxcache.rewrite.fuse_measures import fuse_measures
@@ -39,7 +40,8 @@ from fxcache.rewrite.thread_units import commit_observed, observe_unit, state_of
 T = TypeVar("T")
 
 PASSES: tuple[Pass, ...] = (
-    gather_references,  # first: it finds its anchor by the nodes of the middle, which the next pass removes
+    gather_references,  # first: it finds its anchor by the nodes of the middle, which are removed later
+    carry_along,  # moves copies into the middle
     outline_middle,
     thread_state,  # needs the outlined call to put the decision in front of it
     insert_cond,

@@ -79,7 +79,7 @@ def _hand_over_views(graph: Graph) -> None:
             with graph.inserting_before(first):
                 copy = graph.node_copy(node, lambda arg: arg)
             position[copy] = position[first]
-            copy.meta = _unmarked(node) if mark is None else {**node.meta, _MARK: mark}
+            copy.meta = unmarked(node) if mark is None else {**node.meta, _MARK: mark}
             for user in users:
                 user.replace_input_with(node, copy)
         if not node.users:
@@ -254,17 +254,17 @@ class _Calls:
             operands = [self._operand(i, node) for i, node in enumerate(_operands(block.nodes))]
             arguments: tuple[Any, ...] = (attribute, self.name, *operands, *block.sizes)
             anchor = made = graph.call_function(torch.ops.higher_order.invoke_subgraph, arguments)
-        made.meta = _unmarked(last)
+        made.meta = unmarked(last)
         made.meta["val"] = tuple(_widened(block.nodes[i]) for i in self.outputs)
         for member, i in enumerate(self.outputs):
             node = block.nodes[i]
             with graph.inserting_after(anchor):
                 out = anchor = graph.call_function(operator.getitem, (made, member))
-            out.meta = {**_unmarked(node), "val": made.meta["val"][member]}
+            out.meta = {**unmarked(node), "val": made.meta["val"][member]}
             if is_half(node):
                 with graph.inserting_after(out):
                     anchor = convert(graph, out, node.meta["val"].dtype)
-                anchor.meta = _unmarked(node)
+                anchor.meta = unmarked(node)
                 self.widened[anchor] = out
             node.replace_all_uses_with(anchor)
         for node in later:
@@ -284,7 +284,7 @@ class _Calls:
             operand = graph.call_function(conform_layout, (node, self.models[place]))
         else:
             operand = graph.call_function(settle_layout, (node,))
-        operand.meta = _unmarked(node)
+        operand.meta = unmarked(node)
         return operand
 
 
@@ -303,5 +303,6 @@ def _from(node: Node) -> Iterator[Node]:
         node = node.next
 
 
-def _unmarked(node: Node) -> dict[str, Any]:
+def unmarked(node: Node) -> dict[str, Any]:
+    """What is known of a value, without the marks of its block and of weights."""
     return {key: value for key, value in facts_of(node).items() if key not in (_MARK, _WEIGHT)}

@@ -80,6 +80,34 @@ class Skips(nn.Module):
         return x
 
 
+class Gated(Block):
+    """Both parts of a block scaled by the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.Linear(WIDTH, 2 * WIDTH)
+
+    def gated(self, x: Tensor, time: Tensor) -> Tensor:
+        first, second = self.gates(time)[:, None].chunk(2, -1)
+        x = x + first * self.out(self.norm(x))
+        return x + second * self.mlp(self.norm(x))
+
+
+class Patches(nn.Module):
+    """Adds to patches of a picture, which a convolution leaves channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.time = nn.Conv2d(3, WIDTH, 2, 2), nn.Linear(1, WIDTH)
+        self.blocks = nn.ModuleList(Gated() for _ in range(4))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        x, time = self.patches(x).flatten(2).mT, self.time(time[:, None])
+        for block in self.blocks:
+            x = block.gated(x, time)  # type: ignore[operator]
+        return x
+
+
 def tokens(step: int, size: int) -> Tensor:
     made: Tensor = torch.randn(1, 12, WIDTH, generator=torch.Generator().manual_seed(step)) / (1 + size)
     return made
@@ -92,6 +120,7 @@ def picture(step: int, size: int) -> Tensor:
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Tensor]]] = {
     "parts and constants": (Rotating, tokens),
     "skip connections of dynamic size": (Skips, picture),
+    "sums with patches that lie channels first": (Patches, picture),
 }
 
 

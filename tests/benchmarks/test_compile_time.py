@@ -44,6 +44,14 @@ def test_the_contestants_are_what_they_are_called(name: str) -> None:
     assert bool(options.share_blocks) == (name == "fxcache-once")
 
 
+def test_cache_dit_runs_apart() -> None:
+    assert compile_time.side_by_side(["plain", "cache-dit", "fxcache"]) == [
+        ["plain", "cache-dit"],
+        ["plain", "fxcache"],
+    ]
+    assert compile_time.side_by_side(["plain", "fxcache"]) == [["plain", "fxcache"]]
+
+
 def test_plain_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         compile_time.main(["--contestants", "fxcache"])

@@ -48,13 +48,13 @@ def test_the_sum_is_made_in_the_branch_too() -> None:
 
 
 def test_what_moves_into_the_branch_reads_the_copy() -> None:
-    """A view in front of the cut that only the middle reads."""
+    """A value in front of the cut that only the middle reads."""
     sketch = Sketch()
     p, w = sketch.input("p", 6, 4), sketch.weight("w", 6, 6)
     h = sketch.block(sketch.op(aten.permute.default, p, [1, 0]), w, w, module="blocks.0")
-    early = sketch.op(aten.relu.default, h, module="blocks.0")
-    h = sketch.block(h, w, w, module="blocks.1")
+    early = sketch.op(aten.mean.dim, h, [-1], True, module="blocks.0")
     h = sketch.op(aten.add.Tensor, h, early, module="blocks.1")
+    h = sketch.block(h, w, w, module="blocks.1")
     sketch.finish(sketch.block(h, w, w, module="blocks.2"))
     values = sketch.values()
     wanted = sketch.gm(*values)

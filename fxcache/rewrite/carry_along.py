@@ -6,7 +6,7 @@ import torch
 from torch._inductor import config as inductor_config
 from torch.fx import GraphModule, Node
 
-from fxcache.regions.dataflow import hint, is_view, numel_hint, op_name, tensor_of
+from fxcache.regions.dataflow import hint, is_view, numel_hint, op_name, tensor_of, value_of
 from fxcache.rewrite.plan import Plan
 from fxcache.rewrite.share_blocks import unmarked
 
@@ -75,11 +75,15 @@ def _parts(operand: Node) -> list[Node]:
 
 def _reads(node: Node, reads: dict[Node, frozenset[Node]]) -> frozenset[Node]:
     """What Inductor loads for one element of a value: the value itself where it is stored."""
-    below = frozenset[Node]().union(*(reads[arg] for arg in node.all_input_nodes if tensor_of(arg) is not None))
-    if _is_view(node):
+    below = frozenset[Node]().union(*(reads[arg] for arg in node.all_input_nodes if _has_values(arg)))
+    if is_view(node):
         return frozenset({node}) if below <= set(node.all_input_nodes) else below
     stored = len(node.users) > 1 and len(below) > inductor_config.realize_reads_threshold
     return below if _is_elementwise(node) and below and not stored else frozenset({node})
+
+
+def _has_values(node: Node) -> bool:
+    return isinstance(value_of(node), torch.Tensor | tuple | list)
 
 
 def _is_view(node: Node) -> bool:
@@ -95,9 +99,12 @@ def _is_elementwise(node: Node) -> bool:
 
 
 def _is_transposed(node: Node, operand: Node) -> bool:
-    """Say whether a value of the operand's size lies in memory in another order than that of its axes."""
+    """Say whether a value of the operand's size lies in memory in another order than that of its axes.
+
+    Where Inductor computes a value element by element and stores it, it chooses the order, whatever was traced.
+    """
     value = tensor_of(node)
-    if value is None or numel_hint(node) != numel_hint(operand) or op_name(node) == "expand":
+    if value is None or numel_hint(node) != numel_hint(operand) or op_name(node) == "expand" or _is_elementwise(node):
         return False
     strides = [hint(stride) for size, stride in zip(value.shape, value.stride(), strict=True) if hint(size) != 1]
     return strides != sorted(strides, reverse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 import torch._inductor.config
@@ -85,9 +87,29 @@ def test_other_carries_stay_operands(sketch: Sketch, options: dict[str, object])
     assert printed(gm) == earlier
 
 
-@pytest.mark.parametrize(("threshold", "copies"), [(4, 3), (1, 1)])
+@pytest.mark.parametrize(("threshold", "copies"), [(4, 3), (1, 0)])
 def test_what_inductor_stores_is_read_and_not_made_anew(threshold: int, copies: int) -> None:
     """Behind two blocks: the sum of the first one has two parts and two readers."""
     gm, plan = before(patches(), "carry_along", inner_backend="inductor", Fn_compute_blocks=2)
     with torch._inductor.config.patch(realize_reads_threshold=threshold):
         assert carry_along(gm, plan) == copies
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_part_of_a_sum_is_read_as_two_values(added: bool) -> None:
+    """With gates that are parts of a sum, the second sum of the block reads five values, and Inductor stores it."""
+    sketch = Sketch()
+    p, w, table = sketch.input("p", 6, 4), sketch.weight("w", 6, 6), sketch.input("table", 1, 12)
+    gates = sketch.op(aten.add.Tensor, table, sketch.input("time", 1, 12)) if added else table
+    parts = sketch.op(aten.split.Tensor, gates, 6, -1)
+    place = {"module": "blocks.0"}
+    h = sketch.op(aten.permute.default, p, [1, 0])
+    for part in (0, None, 1):
+        change = sketch.op(aten.mm.default, sketch.op(aten.relu.default, h, **place), w, **place)
+        if part is not None:
+            change = sketch.op(aten.mul.Tensor, change, sketch.op(operator.getitem, parts, part, **place), **place)
+        h = sketch.op(aten.add.Tensor, h, change, **place)
+    h = sketch.block(h, w, w, module="blocks.1")
+    sketch.finish(sketch.block(h, w, w, module="blocks.2"))
+    gm, plan = before(sketch, "carry_along", inner_backend="inductor")
+    assert (carry_along(gm, plan) == 0) is added

@@ -228,8 +228,11 @@ def test_the_committed_page_is_that_of_the_committed_results():
     assert coverage_page.PAGE.read_text() == coverage_page.page(report), "python -m benchmarks.coverage --only-page"
 
 
-NOT_OK = {"eager": (), "inductor": ("Lumina2Transformer2DModel",)}
-"""The page says what is wrong with them: 1.4e-7 at another size."""
+NOT_OK = {
+    "eager": (),
+    "inductor": ("Kandinsky6SRTransformer3DModel", "Lumina2Transformer2DModel", "WanAnimateTransformer3DModel"),
+}
+"""The page says what is wrong with them: the plain model does not compile, and twice 1e-7 at another size."""
 
 
 def test_the_committed_results_are_of_the_exported_classes_and_all_else_is_well():

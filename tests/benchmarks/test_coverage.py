@@ -129,8 +129,8 @@ def disturbed(which: Callable[[Call, str], bool]) -> Callable[[pytest.MonkeyPatc
         real = Run.__call__
 
         def call(self: Run, call: Call) -> Any:
-            decision, out = real(self, call)
-            return (decision, out + 0.1) if which(call, decision) else (decision, out)
+            (decision, out), wanted = real(self, call)
+            return (decision, out + 0.1 if which(call, decision) else out), wanted
 
         monkeypatch.setattr(Run, "__call__", call)
 
@@ -189,13 +189,29 @@ def test_a_class_is_judged(outcome: Outcome, ok: bool, shown: str):
 
 
 def test_a_refusal_has_one_warning_with_the_reason_and_changes_nothing():
-    call, wanted = Call(0), {Call(0): ONES}
     judge = coverage_checks.refused
-    assert judge([(call, ("-", ONES))], wanted, ["no trunk"], "trunk") == REFUSED
-    assert judge([(call, ("-", TINY))], wanted, ["no trunk"], "trunk")[coverage_checks.ALONE] == "not as plain"
-    assert judge([(call, ("C", ONES))], wanted, ["no trunk"], "trunk")[coverage_checks.ALONE] == "cached after all"
+    assert judge([(("-", ONES), ONES)], ["no trunk"], "trunk") == REFUSED
+    assert judge([(("-", TINY), ONES)], ["no trunk"], "trunk")[coverage_checks.ALONE] == "not as plain"
+    assert judge([(("C", ONES), ONES)], ["no trunk"], "trunk")[coverage_checks.ALONE] == "cached after all"
     for refusals in (["no trunk", "no trunk either"], ["other"], []):
-        assert judge([(call, ("-", ONES))], wanted, refusals, "trunk")[coverage_checks.WARNED] != "ok"
+        assert judge([(("-", ONES), ONES)], refusals, "trunk")[coverage_checks.WARNED] != "ok"
+
+
+def test_what_the_plain_model_cannot_do_either_is_said(monkeypatch: pytest.MonkeyPatch):
+    def call(self: TinyModel, arguments: Any, module: Any = None) -> Any:
+        raise ValueError("too many values to unpack")
+
+    monkeypatch.setattr(TinyModel, "call", call)
+    seen = examine(Entry("depth_decoder"), "eager", ONE)
+    assert seen.error.startswith("RuntimeError: without fxcache as well: ValueError: too many values to unpack")
+
+
+def test_behind_a_second_size_the_plain_answers_are_those_of_then():
+    start, other = coverage_checks.START, coverage_checks.OTHER
+    wanted = {(start, False): ONES, (start, True): TINY, (other, True): ONES}
+    run = Run(ENTRIES["MiniMaxMusic3RVQDepthDecoder"].build(), "eager", (1, 0), wanted)
+    with torch.no_grad():
+        assert [run(call)[1] is ONES for call in (start, other, start)] == [True, True, False]
 
 
 def test_a_lost_process_costs_one_row():

@@ -17,7 +17,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from fxcache.regions.dataflow import hint, is_heavy, op_name
+from fxcache.regions.dataflow import hint, is_heavy, op_name, shape_hint, tensor_of
 from fxcache.runtime.arguments import LATENT_NAMES, is_time
 from fxcache.runtime.interface import InputRoles
 
@@ -145,11 +145,10 @@ def _likeness(node: Node, outputs: list[Node]) -> int:
     3 for a float input of an output's shape, 2 when one axis differs (learnt variance, extra channels), 1 for words of
     a table for each of which there is a row of an output (masked or discrete diffusion), else 0.
     """
-    value = node.meta["val"]
-    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+    value = tensor_of(node)
+    if value is None or value.dim() < 2:
         return 0
-    shape = [hint(size) for size in value.shape]
-    shapes = [[hint(size) for size in output.meta["val"].shape] for output in outputs]
+    shape, shapes = shape_hint(node), [shape_hint(output) for output in outputs]
     if not value.dtype.is_floating_point:
         read = any(op_name(user) == "embedding" for found in _light_closure(node) for user in found.users)
         return int(read and any(other[:-1] == shape for other in shapes))

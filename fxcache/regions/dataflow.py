@@ -67,6 +67,11 @@ def heavy_operations(nodes: Iterable[Node]) -> int:
     return sum(2 if op_name(node) in LAYERS else 1 for node in nodes if is_heavy(node))
 
 
+def is_pointwise(node: Node) -> bool:
+    """Say whether the node computes its value element by element."""
+    return node.op == "call_function" and torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
 def is_norm(node: Node) -> bool:
     """Say whether the node is a normalisation or one of the reductions that normalisations are decomposed into."""
     return node.op == "call_function" and op_name(node) in NORMS
@@ -163,8 +168,13 @@ def symbols_read(node: Node) -> set[Any]:
     value = value_of(node)
     if isinstance(value, torch.SymInt):
         return {value.node._expr}
+    return set(dynamic_sizes(value).values())
+
+
+def dynamic_sizes(value: object) -> dict[int, Any]:
+    """Sizes of a tensor that are no fixed numbers, as expressions, by axis; empty for what is no tensor."""
     sizes: tuple[Any, ...] = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-    return {size.node.expr for size in sizes if isinstance(size, torch.SymInt)}
+    return {axis: size.node.expr for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)}
 
 
 def is_float_tensor(node: Node) -> bool:

@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from fxcache.regions.dataflow import LAYERS, hint, is_heavy, op_name, tensor_of
+from fxcache.regions.dataflow import LAYERS, hint, is_heavy, op_name, shape_hint
 
 
 def node_flops(node: Node) -> int:
@@ -21,7 +21,7 @@ def node_flops(node: Node) -> int:
     if packet is None:
         return 0
     if op_name(node).startswith(("_scaled_dot_product", "_flash_attention")):
-        shapes = [_shape(arg) for arg in node.args[:3] if isinstance(arg, Node)]
+        shapes = [shape_hint(arg) for arg in node.args[:3] if isinstance(arg, Node)]
         return _attention_flops(*shapes) if len(shapes) == 3 and all(shapes) else 0
     if op_name(node) in LAYERS:
         return _layer_flops(node)
@@ -52,15 +52,10 @@ def _attention_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[
 
 
 def _layer_flops(node: Node) -> int:
-    batch, length, width = _shape(node.args[0])  # type: ignore[arg-type]
-    weights = [_shape(arg) for arg in node.args[3:18] if isinstance(arg, Node)]
+    batch, length, width = shape_hint(node.args[0])  # type: ignore[arg-type]
+    weights = [shape_hint(arg) for arg in node.args[3:18] if isinstance(arg, Node)]
     products = sum(math.prod(shape) for shape in weights if len(shape) == 2)
     return 2 * batch * length * (products + 2 * length * width)
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    value = tensor_of(node)
-    return tuple(hint(size) for size in value.shape) if value is not None else ()
 
 
 def _hinted(value: Any) -> Any:

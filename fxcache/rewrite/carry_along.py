@@ -6,7 +6,7 @@ import torch
 from torch._inductor import config as inductor_config
 from torch.fx import GraphModule, Node
 
-from fxcache.regions.dataflow import hint, is_view, numel_hint, op_name, tensor_of, value_of
+from fxcache.regions.dataflow import hint, is_pointwise, is_view, numel_hint, op_name, tensor_of, value_of
 from fxcache.rewrite.plan import Plan
 from fxcache.rewrite.share_blocks import unmarked
 
@@ -33,8 +33,11 @@ def carry_along(gm: GraphModule, plan: Plan) -> int:
     if plan.options.inner_backend != "inductor":
         return 0
     members, copies = set(region.middle), list[Node]()
-    for operand in region.operands:
-        parts = _parts(operand)
+    reads: dict[Node, frozenset[Node]] = {}
+    for node in gm.graph.nodes:
+        reads[node] = _reads(node, reads)
+    for operand in filter(_is_elementwise, region.operands):
+        parts = _parts(operand, reads)
         if any(_is_transposed(arg, operand) for node in parts for arg in (node, *node.all_input_nodes)):
             made = _copied(parts, operand.next)
             operand.replace_all_uses_with(made[-1], delete_user_cb=members.__contains__)
@@ -55,15 +58,8 @@ def _copied(nodes: list[Node], place: Node) -> list[Node]:
     return list(copies.values())
 
 
-def _parts(operand: Node) -> list[Node]:
+def _parts(operand: Node, reads: dict[Node, frozenset[Node]]) -> list[Node]:
     """The operand and what it is computed of without being stored, in execution order; empty where that is too much."""
-    if not _is_elementwise(operand):
-        return []
-    reads: dict[Node, frozenset[Node]] = {}
-    for node in operand.graph.nodes:
-        reads[node] = _reads(node, reads)
-        if node is operand:
-            break
     found, queue = {operand}, [operand]
     while queue:
         for arg in queue.pop().all_input_nodes:
@@ -93,9 +89,8 @@ def _is_view(node: Node) -> bool:
 
 def _is_elementwise(node: Node) -> bool:
     value = tensor_of(node)
-    if node.op != "call_function" or value is None or value.device.type != "cpu" or value.dtype != torch.float32:
-        return False
-    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+    on_cpu = value is not None and value.device.type == "cpu" and value.dtype == torch.float32
+    return on_cpu and is_pointwise(node)
 
 
 def _is_transposed(node: Node, operand: Node) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from fxcache.regions.dataflow import depends_on_data, tensor_of, value_of
+from fxcache.regions.dataflow import depends_on_data, dynamic_sizes, value_of
 
 
 def early_sizes(gm: GraphModule) -> int:
@@ -35,9 +35,8 @@ def early_sizes(gm: GraphModule) -> int:
                 moved += 1
                 _read(node, source, axis, inputs[-1])
             continue
-        for axis, size in enumerate(_sizes(node)):
-            if isinstance(size, torch.SymInt):
-                first.setdefault(size.node.expr, (node, axis))
+        for axis, size in dynamic_sizes(value).items():
+            first.setdefault(size, (node, axis))
         if node.op == "placeholder" and isinstance(value, torch.SymInt):
             node.meta["val"] = _under_one_name(value)
             first[value.node.expr] = (node, None)
@@ -51,11 +50,6 @@ def _under_one_name(size: torch.SymInt) -> torch.SymInt:
         return size
     renamed: torch.SymInt = held.shape_env.create_symintnode(held.expr, hint=held.hint)
     return renamed
-
-
-def _sizes(node: Node) -> tuple[Any, ...]:
-    value = tensor_of(node)
-    return () if value is None else tuple(value.shape)
 
 
 def _read(node: Node, source: Node, axis: int | None, last_input: Node) -> None:

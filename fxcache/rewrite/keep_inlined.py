@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from fxcache.regions.dataflow import is_view, op_name, value_of
+from fxcache.regions.dataflow import is_pointwise, is_view, op_name, value_of
 from fxcache.regions.trunk import Trunk
 
 _TAKEN_ANEW = frozenset("sin cos tan asin acos atan atan2 sinh cosh erf erfc exp2 expm1 pow".split())
@@ -121,4 +121,4 @@ def _is_inlined(node: Node) -> bool:
         return False
     if is_view(node) or op_name(node) in _MOVES or op_name(node) in _MADE_ANEW:
         return True
-    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return is_pointwise(node)

@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._sympy.functions import Max
 
-from fxcache.regions.dataflow import base_of, hint, numel_hint, size_inputs, symbols_read, tensor_of
+from fxcache.regions.dataflow import base_of, dynamic_sizes, hint, numel_hint, size_inputs, symbols_read, tensor_of
 from fxcache.regions.region import Region
 from fxcache.rewrite.plan import Plan, call, facts_of, fake_mode_of
 
@@ -60,8 +60,6 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
             node.meta["val"] = mode.from_tensor(_attribute(gm, node), static_shapes=True)
         inside[node] = body.placeholder(node.name)
         inside[node].meta = facts_of(node)
-    with gm.graph.inserting_before(region.anchor):
-        given = tuple(_lifted(gm.graph, node) if node.op == "get_attr" else node for node in operands)
     for node in attributes:
         name = str(node.target).replace(".", "_")
         setattr(root, name, _attribute(gm, node))
@@ -78,6 +76,7 @@ def outline_middle(gm: GraphModule, plan: Plan) -> int:
     gm.add_submodule(plan.prefix + COMPUTE, compute)
 
     with gm.graph.inserting_before(region.anchor):
+        given = tuple(_lifted(gm.graph, node) if node.op == "get_attr" else node for node in operands)
         plan.compute = gm.graph.call_module(plan.prefix + COMPUTE, given)
         plan.compute.meta["val"] = crossing
         for i, node in enumerate(live_outs):
@@ -155,23 +154,19 @@ def _dimensions(graph: Graph, region: Region) -> dict[Any, _Dimension]:
     found: dict[Any, _Dimension] = {}
     members = set(region.middle)
     for node in itertools.takewhile(lambda node: node is not region.anchor, graph.nodes):
-        value = tensor_of(node)
-        if value is not None and node not in members:
-            shape: tuple[Any, ...] = value.shape
-            for axis, size in enumerate(shape):
-                if isinstance(size, torch.SymInt):
-                    found.setdefault(size.node.expr, (node, axis))
+        if node not in members:
+            for axis, size in dynamic_sizes(tensor_of(node)).items():
+                found.setdefault(size, (node, axis))
     return found
 
 
 def _shape(val: torch.Tensor, like: Node | None, shown: dict[Any, _Dimension]) -> list[int | _Dimension] | None:
     """Where the running graph reads the sizes of a value: off one like it, or off any; None if one is nowhere."""
-    sizes: tuple[Any, ...] = val.shape
-    dynamic = {axis: size.node.expr for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt)}
+    dynamic = dynamic_sizes(val)
     if like is None and not shown.keys() >= set(dynamic.values()):
         return None
-    read = {axis: shown[expr] if like is None else (like, axis) for axis, expr in dynamic.items()}
-    return [read.get(axis, size) for axis, size in enumerate(sizes)]
+    read = {axis: shown[size] if like is None else (like, axis) for axis, size in dynamic.items()}
+    return [read.get(axis, size) for axis, size in enumerate(val.shape)]
 
 
 def _in_shape(gm: GraphModule, out: Node, shape: list[int | _Dimension], val: torch.Tensor) -> Node:

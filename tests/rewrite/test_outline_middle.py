@@ -220,35 +220,36 @@ def with_attribute(name: str, attribute: torch.nn.Module | torch.Tensor, use: ob
     return sketch, inner
 
 
+def outlined(sketch: Sketch, **options: object) -> tuple[GraphModule, list[Node]]:
+    """The graph after the pass, and the operands of the middle; its numbers are those of the graph before."""
+    values = sketch.values()
+    expected = sketch.gm(*values)
+    gm, plan = before(sketch, "outline_middle", **options)
+    outline_middle(gm, plan)
+    gm.recompile()
+    for got, wanted in zip(gm(*values), expected, strict=True):
+        assert torch.equal(got, wanted)
+    assert plan.compute is not None
+    return gm, plan.compute.all_input_nodes
+
+
 def apply(module: torch.nn.Module, value: torch.Tensor) -> torch.Tensor:
     return module(value)
 
 
 def test_submodules_of_higher_order_operators_move_along() -> None:
     sketch, inner = with_attribute("score.inner", torch.nn.Tanh(), apply)
-    values = sketch.values()
-    expected = sketch.gm(*values)
-    gm, plan = before(sketch, "outline_middle", Fn_compute_blocks=2)
-    outline_middle(gm, plan)
-    gm.recompile()
+    gm, operands = outlined(sketch, Fn_compute_blocks=2)
     assert inner not in gm.graph.nodes
-    assert plan.compute is not None
-    assert [str(arg) for arg in plan.compute.args] == ["w", "add_1"]
-    assert torch.equal(gm(*values)[0], expected[0])
+    assert [str(operand) for operand in operands] == ["w", "add_1"]
 
 
 def test_constants_become_operands() -> None:
     sketch, inner = with_attribute("constant", torch.randn(6, 4), aten.mul.Tensor)
-    values = sketch.values()
-    expected = sketch.gm(*values)
-    gm, plan = before(sketch, "outline_middle", Fn_compute_blocks=2)
-    outline_middle(gm, plan)
-    gm.recompile()
-    assert plan.compute is not None
+    gm, operands = outlined(sketch, Fn_compute_blocks=2)
     (copied,) = inner.users
-    assert copied in plan.compute.args
+    assert copied in operands
     assert "constant: f32[6, 4]" in printed(getattr(gm, COMPUTE))
-    assert torch.equal(gm(*values)[0], expected[0])
 
 
 def test_the_parts_of_a_size_that_depends_on_data_become_operands() -> None:
@@ -262,25 +263,12 @@ def test_the_parts_of_a_size_that_depends_on_data_become_operands() -> None:
         mean = sketch.op(aten.mean.dim, joined, [0, 1], module=f"blocks.{i}")
         out = sketch.block(sketch.op(aten.mul.Tensor, out, mean, module=f"blocks.{i}"), w, w, module=f"blocks.{i}")
     sketch.finish(out)
-    values = sketch.values()
-    expected = sketch.gm(*values)
-    gm, plan = before(sketch, "outline_middle", Fn_compute_blocks=2)
-    outline_middle(gm, plan)
-    gm.recompile()
-    assert plan.compute is not None
-    given = [arg.meta["val"] for arg in plan.compute.args if isinstance(arg, Node)]
+    _, operands = outlined(sketch, Fn_compute_blocks=2)
+    given = [operand.meta["val"] for operand in operands]
     assert sorted(str(value) for value in given if isinstance(value, torch.SymInt)) == ["u0", "u1"]
-    assert torch.equal(gm(*values)[0], expected[0])
 
 
 @pytest.mark.parametrize("build", SKETCHES)
 @pytest.mark.parametrize("options", [{}, {"Fn_compute_blocks": 2}, {"Bn_compute_blocks": 1}])
 def test_numbers_stay(build: Callable[[], Sketch], options: dict[str, int]) -> None:
-    sketch = build()
-    values = sketch.values()
-    expected = sketch.gm(*values)
-    gm, plan = before(sketch, "outline_middle", **options)
-    outline_middle(gm, plan)
-    gm.recompile()
-    for got, wanted in zip(gm(*values), expected, strict=True):
-        assert torch.equal(got, wanted)
+    outlined(build(), **options)

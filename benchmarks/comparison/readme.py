@@ -1,66 +1,89 @@
-"""The README's table and picture of the comparison, written from its JSON."""
+"""The README's table and picture of the comparison, and the page with all methods, written from the JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.fronts import GOOD_DB, SPEEDUPS, best_at, fastest_at, measured, median, plot_fronts
+from benchmarks.comparison.fronts import GOOD_DB, OWN, SPEEDUPS, best_at, fastest_at, measured, median, plot_fronts
 from benchmarks.report import ROOT
 
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "comparison.md"
 PICTURE = ROOT / "docs" / "images" / "compare.png"
 BEGIN, END = "<!-- compare: written by python -m benchmarks.compare --readme -->", "<!-- end of compare -->"
 NOTHING = "-"
 
 
-def write_readme(source: Path, readme: Path = README, picture: Path = PICTURE) -> dict[str, Any]:
-    """Put the section of a JSON into the README, and its plot beside; return the JSON's content.
+@dataclass(frozen=True)
+class Places:
+    """The files that show a comparison."""
 
-    ValueError where there is no JSON, or no place for the section.
+    readme: Path = README
+    page: Path = PAGE
+    picture: Path = PICTURE
+
+
+def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
+    """Put the sections of a JSON into the README and the page, and its plot beside; return the JSON's content.
+
+    ValueError where there is no JSON, or no place for a section.
     """
     if not source.exists():
         raise ValueError(f"--readme: expected {source}, which a comparison writes")
+    places = places or Places()
     report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
-    picture.parent.mkdir(parents=True, exist_ok=True)
+    written = {file: replaced(file, section) for file, section in sections(report, source, places).items()}
+    places.picture.parent.mkdir(parents=True, exist_ok=True)
     # drawn anew: a comparison that was broken off has written its figures and no plot
-    plot_fronts(report["rows"], picture, report["case"]["model"])
-    before, _, after = _parts(readme.read_text(encoding="utf-8"))
-    shown = os.path.relpath(picture, readme.parent)
-    name = os.path.relpath(source, readme.parent)
-    readme.write_text(f"{before}{BEGIN}\n{section(report, name, shown)}{END}{after}", encoding="utf-8")
+    plot_fronts(report["rows"], places.picture, report["case"]["model"])
+    for file, text in written.items():
+        file.write_text(text, encoding="utf-8")
     return report
 
 
-def section_in(text: str) -> str:
-    """What a README has between the marks."""
-    return _parts(text)[1]
-
-
-def section(report: dict[str, Any], source: str, picture: str) -> str:
-    """The words, the table and the picture of a comparison, in Markdown."""
-    case, rows = report["case"], report["rows"]
-    command = f"python -m benchmarks.compare --model {case['model']}"
+def sections(report: dict[str, Any], source: Path, places: Places) -> dict[Path, str]:
+    """What every file says of a comparison, in Markdown: the README of the best methods, the page of all."""
+    rows = report["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in measured(rows) if row["setting"] != "all steps"))
+    best = best_methods(rows)
+    folder = places.readme.parent
+    page, picture, name = (os.path.relpath(file, folder) for file in (places.page, places.picture, source))
+    case = report["case"]
     words = (
-        f"`{command}` on {_machine(report['machine'])}: {case['samples']} pictures per setting, {case['steps']} steps "
-        f"(`{source}`).\nEvery method is tried with every setting of its grid. The cells have its best PSNR to the "
-        "uncached pictures among the settings that are at least so many times\nas fast as plain Inductor, and the "
-        f"last but one column the speedup of its fastest setting with {GOOD_DB:g} dB.\n"
+        f"`python -m benchmarks.compare --model {case['model']}` on {_machine(report['machine'])}: {case['samples']} "
+        f"pictures per setting, {case['steps']} steps\n(`{name}`). Every method "
+        "is tried with every setting of its grid. The cells have its best PSNR to the uncached\npictures among the "
+        "settings that are at least so many times as fast as plain Inductor, and the last but one column the\nspeedup "
+        f"of its fastest setting with {GOOD_DB:g} dB."
     )
-    columns = ("", *(f"{speedup:g}x" for speedup in SPEEDUPS), f"at {GOOD_DB:g} dB", "graph breaks")
-    methods = dict.fromkeys(row["method"] for row in measured(rows) if row["setting"] != "all steps")
-    lines = [_line([row for row in rows if row["method"] == method], method) for method in methods]
+    some = (
+        f" Here are those of {len(methods)} methods that are the best of their project in some\ncolumn, and fxcache "
+        f"without a calibrator; [all of them]({page})."
+    )
     refusals = {row["method"]: row["refusal"] for row in rows if row["refusal"] is not None}
-    parts = [words, _table(columns, lines)]
-    if refusals:
-        # some of them speak of code in `<...>`, which Markdown would swallow
-        refused = "\n".join(f"- `{method}`: `{reason}`" for method, reason in refusals.items())
-        parts.append(f"Refused by the method itself:\n\n{refused}\n")
-    parts.append(f"![PSNR over speedup and over saved operations, all methods]({picture})\n")
-    return "\n" + "\n".join(parts) + "\n"
+    # some of them speak of code in `<...>`, which Markdown would swallow
+    refused = [f"- `{method}`: `{reason}`\n" for method, reason in refusals.items()]
+    shown = f"![PSNR over speedup and over saved operations, all methods]({picture})\n"
+    short = [f"{words}{some}\n", _table(rows, [name for name in methods if name in best]), shown]
+    full = [f"{words}\n", _table(rows, methods)]
+    if refused:
+        full.append(f"Refused by the method itself:\n\n{''.join(refused)}")
+    return {file: "\n" + "\n".join(parts) + "\n" for file, parts in ((places.readme, short), (places.page, full))}
+
+
+def best_methods(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Who is the best of a project in some column of the table, and fxcache as it is without a calibrator."""
+    found = {OWN}
+    groups = {row["group"] for row in rows}
+    for own in ([row for row in rows if row["group"] == group and row["setting"] != "all steps"] for group in groups):
+        best = [*(best_at(own, speedup) for speedup in SPEEDUPS), fastest_at(own, GOOD_DB)]
+        found |= {row["method"] for row in best if row is not None}
+    return found
 
 
 def _line(rows: Sequence[dict[str, Any]], method: str) -> tuple[str, ...]:
@@ -74,8 +97,10 @@ def _line(rows: Sequence[dict[str, Any]], method: str) -> tuple[str, ...]:
     )
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
+def _table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
+    columns = ("", *(f"{speedup:g}x" for speedup in SPEEDUPS), f"at {GOOD_DB:g} dB", "graph breaks")
+    found = [_line([row for row in rows if row["method"] == method], method) for method in methods]
+    lines = [columns, ["---"] * len(columns), *found]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -83,9 +108,21 @@ def _machine(machine: dict[str, Any]) -> str:
     return str(machine.get("gpu") or f"{machine['cores']} cores, {machine['cpu']}")
 
 
-def _parts(text: str) -> tuple[str, str, str]:
+def section_in(file: Path) -> str:
+    """What a file has between the marks; ValueError where they are not there once."""
+    return _parts(file)[1]
+
+
+def replaced(file: Path, section: str) -> str:
+    """The text of a file with another section between the marks."""
+    before, _, after = _parts(file)
+    return f"{before}{BEGIN}\n{section}{END}{after}"
+
+
+def _parts(file: Path) -> tuple[str, str, str]:
+    text = file.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"README.md: expected one {BEGIN} and one {END}")
+        raise ValueError(f"{file.name}: expected one {BEGIN} and one {END}")
     before, _, rest = text.partition(BEGIN)
     inside, _, after = rest.partition(END)
     return before, inside, after

@@ -22,7 +22,7 @@ from benchmarks.comparison import contestants, grids
 from benchmarks.comparison.contestants import chosen
 from benchmarks.comparison.entries import Stage
 from benchmarks.comparison.models import MODELS
-from benchmarks.comparison.readme import section, section_in, write_readme
+from benchmarks.comparison.readme import Places, best_methods, section_in, sections, write_readme
 from benchmarks.comparison.seats import Refused, Seat
 from benchmarks.report import ROOT
 from benchmarks.schedules import Schedule
@@ -189,26 +189,49 @@ def test_names_and_groups() -> None:
 # --- the README
 
 
-def test_the_readme_has_what_the_json_gives() -> None:
+def test_readme_and_page_have_what_the_json_gives() -> None:
     given = type("Given", (), {"few_step": False, "model": "digits", "device": "cpu", "steps": None})()
     source = compare.default_path(given)
-    found = section_in((ROOT / "README.md").read_text())
-    if source.exists():
-        wanted = section(json.loads(source.read_text()), str(source.relative_to(ROOT)), "docs/images/compare.png")
-        assert found.strip() == wanted.strip(), "run python -m benchmarks.compare --readme"
-    else:
-        assert not found.strip()
+    for file, wanted in sections(json.loads(source.read_text()), source, Places()).items():
+        assert section_in(file).strip() == wanted.strip(), "run python -m benchmarks.compare --readme"
 
 
-def test_writing_the_readme(folder: Path, tmp_path: Path, report: dict[str, Any]) -> None:
-    readme, picture = tmp_path / "README.md", tmp_path / "images" / "compare.png"
-    readme.write_text((ROOT / "README.md").read_text())
+def row(method: str, group: str, *points: tuple[float, float]) -> list[dict[str, Any]]:
+    made = {"method": method, "group": group, "setting": "some"}
+    return [{**made, "speedup_to_inductor": {"median": speedup}, "psnr_db": db} for speedup, db in points]
+
+
+def test_the_readme_shows_the_best_of_every_project() -> None:
+    rows = [
+        *row("slow", "peer", (1.9, 70.0)),
+        *row("good", "peer", (2.1, 50.0), (6.5, 29.0)),
+        *row("fast", "peer", (6.5, 28.0), (4.4, 31.0)),
+        *row("worse", "peer", (4.3, 28.0), (3.0, 30.5)),
+        *row("fxcache", "fxcache", (2.0, 30.0)),
+        *row("fxcache-new", "fxcache", (2.0, 40.0)),
+        *row("fxcache-old", "fxcache", (2.0, 35.0)),
+    ]
+    assert best_methods(rows) == {"good", "fast", "fxcache", "fxcache-new"}
+    assert best_methods(rows[:1]) == {"slow", "fxcache"}
+
+
+def test_writing_readme_and_page(folder: Path, tmp_path: Path) -> None:
+    places = Places(tmp_path / "README.md", tmp_path / "docs" / "page.md", tmp_path / "images" / "compare.png")
+    places.page.parent.mkdir()
+    places.readme.write_text(Places().readme.read_text())
+    places.page.write_text(Places().page.read_text())
     for _ in range(2):
-        write_readme(folder / "run.json", readme, picture)
-    text = section_in(readme.read_text())
-    assert picture.exists() and "(images/compare.png)" in text and "4 pictures per setting, 8 steps" in text
-    (line,) = (line for line in text.splitlines() if line.startswith("| fewer-steps |"))
-    assert len(line.split("|")) == 9 and "- `diffusers-fastercache`: `RuntimeError: permute" in text
-    readme.write_text("no place")
-    with pytest.raises(ValueError, match=r"README\.md: expected one <!-- compare"):
-        write_readme(folder / "run.json", readme, picture)
+        write_readme(folder / "run.json", places)
+    text, full = section_in(places.readme), section_in(places.page)
+    assert places.picture.exists() and "(images/compare.png)" in text and "[all of them](docs/page.md)" in text
+    for shown in (text, full):
+        assert "4 pictures per setting, 8 steps" in shown
+        (line,) = (line for line in shown.splitlines() if line.startswith("| fewer-steps |"))
+        assert len(line.split("|")) == 9
+    assert "- `diffusers-fastercache`: `RuntimeError: permute" in full and "permute" not in text
+    assert "| diffusers-pab |" in full
+    before = places.readme.read_text()
+    places.page.write_text("no place")
+    with pytest.raises(ValueError, match=r"page\.md: expected one <!-- compare"):
+        write_readme(folder / "run.json", places)
+    assert places.readme.read_text() == before

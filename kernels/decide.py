@@ -23,7 +23,9 @@ indicator. ``grams`` are float64 [n, n], one per predicted stream, if the foreca
 not allowed, means that another image has begun. ``control`` is float64 [CONTROL_SIZE] on the CPU, shared with the
 runtime. ``forecast`` names a forecaster and its numbers, "" none; ``singles`` are the rows of ``health`` that belong to
 histories of one entry. ``sizes`` are those of the stored values that only the running graph knows; the host says what
-the state was made for, and reads what it would have to be made for.
+the state was made for, and reads what it would have to be made for. ``groups`` are the process groups of a model that
+is spread over ranks: observation and grams are summed over them, and nothing is reused that another rank computes; then
+every call waits for the others.
 
 Returns on the CPU: reuse (bool), slot and first (int64: the slot of a history of n entries and of one entry, or -1);
 and on the device of ``health`` the weights by slot, float32 [max(1, streams), n], empty without a forecaster.
@@ -42,6 +44,7 @@ from torch import Tensor
 from fxcache.kernels._forecast import MAX_ENTRIES, Forecaster, Matrix, Window, forecast_error, forecaster
 from fxcache.kernels._host import all_finite, healthy_steps, in_one_transfer, on_device, relative, taken
 from fxcache.kernels._library import register_operator
+from fxcache.kernels._ranks import summed, unanimous
 
 MAX_COEFFICIENTS = 8
 """Most coefficients of the polynomial that a difference goes through."""
@@ -68,14 +71,16 @@ class Control(IntEnum):
     DIFFERENCE = 10
     FINITE = 11
     RESTARTED = 12
-    CLOCK_DIRECTION = 13
-    CLOCK_PREVIOUS = 14
-    CLOCK_NOW = 15
-    TIMES = 16
+    OUTVOTED = 13
+    """This rank would have reused the step, and another one computes it."""
+    CLOCK_DIRECTION = 14
+    CLOCK_PREVIOUS = 15
+    CLOCK_NOW = 16
+    TIMES = 17
     """First of `MAX_ENTRIES` times of stored steps, newest first."""
-    SLOTS = 16 + MAX_ENTRIES
+    SLOTS = TIMES + MAX_ENTRIES
     """First of as many slots, in the same order."""
-    OFFSET = 16 + 2 * MAX_ENTRIES
+    OFFSET = SLOTS + MAX_ENTRIES
     """What the polynomial of the difference is added to."""
     TERMS = OFFSET + 1
     """Coefficients of that polynomial; 0: the difference is compared as it is."""
@@ -115,6 +120,7 @@ def decide_reference(
     forecast: str = "",
     singles: Sequence[int] = (),
     sizes: Sequence[int] = (),
+    groups: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (reuse, slot, first, weights) and record difference, finiteness and restart in ``control``."""
     told = control.tolist()
@@ -122,6 +128,9 @@ def decide_reference(
     fits = told[met] == [float(size) for size in sizes]
     if not fits:
         control[met] = torch.tensor(list(sizes), dtype=torch.float64)
+    if groups:
+        sums = summed([*grams, *([] if observation is None else [observation])], groups)
+        grams, observation = sums[: len(grams)], None if observation is None else sums[-1]
     chosen = forecaster(forecast) if forecast else None
     reuse = measured = restarted = False
     finite, difference = True, math.nan
@@ -150,8 +159,12 @@ def decide_reference(
         compared = 0.0 if observation is None else difference
         below = mode == Ask.REUSE or compared < told[Control.THRESHOLD]
         reuse = finite and not restarted and below and fits
+    wanted = reuse
+    if groups:
+        (reuse,) = unanimous([wanted], groups, health.device)
     stored = bool(told[Control.STORE]) and not reuse and fits
-    control[SEEN] = torch.tensor([reuse, measured, difference, finite, restarted, *seen], dtype=torch.float64)
+    outvoted = wanted and not reuse
+    control[SEEN] = torch.tensor([reuse, measured, difference, finite, restarted, outvoted, *seen], dtype=torch.float64)
     slot = int(told[Control.SLOT]) if stored else -1
     return (
         torch.tensor(reuse),
@@ -266,6 +279,7 @@ def _fake(
     forecast: str = "",
     singles: Sequence[int] = (),
     sizes: Sequence[int] = (),
+    groups: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def scalar(dtype: torch.dtype) -> Tensor:
         return torch.empty((), dtype=dtype, device="cpu")
@@ -276,7 +290,7 @@ def _fake(
 
 register_operator(
     "decide(Tensor? observation, Tensor[] grams, Tensor health, Tensor clock, Tensor(a!) control, str forecast='',"
-    " int[] singles=[], SymInt[] sizes=[]) -> (Tensor, Tensor, Tensor, Tensor)",
+    " int[] singles=[], SymInt[] sizes=[], str[]? groups=None) -> (Tensor, Tensor, Tensor, Tensor)",
     decide_reference,
     _fake,
 )

@@ -12,8 +12,9 @@ Row u of ``control`` [units, BLOCK_CONTROL_SIZE] (float64, on the CPU, shared wi
 ``observed`` is float32 [count, 2], the two sums of `residual_diff` per unit; None: no indicator. ``growth`` is 1 when
 they belong to this step; when they were taken at the step before, it carries them on. ``grams`` are float64 [n, n],
 one per predicted stream that needs them, and ``gram_units`` their units; ``rows`` gives the unit, in rising order, of
-every row of ``health`` [rows, n], and ``singles`` the rows of histories of one entry. ``clock`` and ``forecast`` are as
-in `decide`; the clock is looked at where the control of unit 0 says so, in the call that decides about it.
+every row of ``health`` [rows, n], and ``singles`` the rows of histories of one entry. ``clock``, ``forecast`` and
+``groups`` are as in `decide`; the clock is looked at where the control of unit 0 says so, in the call that decides
+about it.
 
 Returns on the CPU reuse (bool [count]), slot and first (int64 [count]), and on the device of ``health`` the weights,
 float32 [count, k, n] with k the most grams of one unit, at least 1; empty without a forecaster. Source of the rule:
@@ -33,6 +34,7 @@ from torch import Tensor
 from fxcache.kernels._forecast import forecaster
 from fxcache.kernels._host import all_finite, healthy_steps, in_one_transfer, on_device, relative
 from fxcache.kernels._library import register_operator
+from fxcache.kernels._ranks import summed, unanimous
 from fxcache.kernels.decide import CONTROL_SIZE, SEEN, Ask, Control, clock_restarted, stored_slots, weights_by_slot
 
 _SAMPLE = 5
@@ -63,6 +65,7 @@ def decide_blocks_reference(
     singles: Sequence[int],
     gram_units: Sequence[int],
     forecast: str = "",
+    groups: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (reuse, slot, first, weights) of the units and record per unit what was seen in ``control``."""
     # a step may ask once per unit: only what belongs to the units of this call is looked at
@@ -71,8 +74,12 @@ def decide_blocks_reference(
     low, high = bisect_left(rows, first), bisect_left(rows, first + count)
     units = range(first, first + count)
     mine = [place for place, unit in enumerate(gram_units) if unit in units]
+    grams = [grams[place] for place in mine]
+    if groups:
+        sums = summed([*grams, *([] if observed is None else [observed])], groups)
+        grams, observed = sums[: len(grams)], None if observed is None else sums[-1]
     check_clock = first == 0 and bool(leading[Control.CHECK_CLOCK])
-    read = _Read(observed, [grams[place] for place in mine], health[low:high], clock if check_clock else None, told)
+    read = _Read(observed, grams, health[low:high], clock if check_clock else None, told)
     weights = torch.zeros(_weights_shape(count, gram_units, health, forecast), dtype=torch.float32)
     restarted, times = bool(leading[Control.RESTARTED]), [math.nan] * 3
     if read.clock:
@@ -81,7 +88,7 @@ def decide_blocks_reference(
     grows = any(row[BlockControl.CAP] > 0 for row in told)
     before = control[:first].tolist() if grows else []
     sample = [row[Control.DIFFERENCE] for row in before if row[Control.MEASURED]]
-    reuse, slots, seen = [], [], []
+    wanted, seen = [], []
     for place, (unit, row) in enumerate(zip(units, told, strict=True)):
         begin, end = bisect_left(rows, unit), bisect_left(rows, unit + 1)
         single = [number - begin for number in singles if begin <= number < end]
@@ -98,13 +105,13 @@ def decide_blocks_reference(
         if measured:
             sample.append(difference)
         below = row[Control.MODE] == Ask.REUSE or (0.0 if observed is None else difference) < limit
-        skip = row[Control.MODE] != Ask.COMPUTE and finite and below and not restarted
-        stored = bool(row[Control.STORE]) and not skip
-        seen.append([skip, measured, difference, finite, restarted, *times])
-        reuse.append(skip)
-        slots.append(int(row[Control.SLOT]) if stored else -1)
-    control[first : first + count, SEEN] = torch.tensor(seen, dtype=torch.float64)
-    stores = torch.tensor(slots)
+        wanted.append(row[Control.MODE] != Ask.COMPUTE and finite and below and not restarted)
+        seen.append([measured, difference, finite, restarted])
+    reuse = unanimous(wanted, groups, health.device) if groups else wanted
+    outcomes = [[skip, *what, asked != skip, *times] for skip, asked, what in zip(reuse, wanted, seen, strict=True)]
+    control[first : first + count, SEEN] = torch.tensor(outcomes, dtype=torch.float64)
+    stored = [bool(row[Control.STORE]) and not skip for row, skip in zip(told, reuse, strict=True)]
+    stores = torch.tensor([int(row[Control.SLOT]) if here else -1 for row, here in zip(told, stored, strict=True)])
     return torch.tensor(reuse), stores, stores.clamp(max=0), on_device(weights, health.device)
 
 
@@ -172,6 +179,7 @@ def _fake(
     singles: Sequence[int],
     gram_units: Sequence[int],
     forecast: str = "",
+    groups: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def host(dtype: torch.dtype) -> Tensor:
         return torch.empty(count, dtype=dtype, device="cpu")
@@ -182,7 +190,8 @@ def _fake(
 
 register_operator(
     "decide_blocks(Tensor? observed, Tensor[] grams, Tensor health, Tensor clock, Tensor(a!) control, int first,"
-    " int count, int[] rows, int[] singles, int[] gram_units, str forecast='') -> (Tensor, Tensor, Tensor, Tensor)",
+    " int count, int[] rows, int[] singles, int[] gram_units, str forecast='',"
+    " str[]? groups=None) -> (Tensor, Tensor, Tensor, Tensor)",
     decide_blocks_reference,
     _fake,
 )

@@ -83,7 +83,7 @@ class ReferenceFinder:
         for partner in self._partners(node, block):
             if partner in self._inside and self._block_of.get(partner) is block:
                 # A view inside the block of a value from outside: functionalisation re-creates views at their use.
-                reference = self._copy_glue(partner)
+                reference = self._copy_views(partner, block)
             else:
                 reference = self.find(partner)
             if reference is not None:
@@ -108,6 +108,14 @@ class ReferenceFinder:
                 return self.find(others[0])
             return None
         return Copy(node, tuple(replaced))
+
+    def _copy_views(self, node: Node, block: Block) -> Reference | None:
+        """Reference of a view, or of one of a view, that the block takes of a value from outside."""
+        source = node.args[0]
+        if isinstance(source, Node) and is_view(source) and self._block_of.get(source) is block:
+            reference = self._copy_views(source, block)
+            return None if reference is None else Copy(node, ((source, reference),))
+        return self._copy_glue(node)
 
     def _partners(self, exit_node: Node, block: Block) -> list[Node]:
         """Inputs of the block that ``exit_node`` may carry on, cheapest path first."""
@@ -148,9 +156,15 @@ class ReferenceFinder:
     def _may_enter(self, node: Node, members: Collection[Node]) -> bool:
         if node in self._parameters:
             return False
-        if node not in members:
-            return True
-        return is_view(node) and not any(arg in members for arg in node.all_input_nodes)
+        while node in members:
+            # a rank takes its shard in the block: a split of what enters, and one of the parts
+            sources = [arg for arg in node.all_input_nodes if arg in members]
+            if not is_view(node) or len(sources) > 1:
+                return False
+            if not sources:
+                return True
+            (node,) = sources
+        return True
 
 
 def keeps_place(start: Node, path: Sequence[Node]) -> bool:

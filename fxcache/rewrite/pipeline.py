@@ -17,6 +17,7 @@ from fxcache.errors import Refusal
 from fxcache.options import Options
 from fxcache.regions.dataflow import Flow
 from fxcache.regions.discover import discover, signature
+from fxcache.regions.ranks import process_groups
 from fxcache.regions.region import Region
 from fxcache.regions.trunk import Trunk, find_trunk
 from fxcache.regions.units import discover_units
@@ -104,7 +105,7 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     wrong = check_sizes(region, options)
     if wrong is not None:
         return wrong
-    plan = Plan(region, options)
+    plan = Plan(region, options, groups=process_groups(mine))
     name = signature([region])
     passes = PASSES
     if _shares(options):
@@ -160,7 +161,8 @@ def _folder(options: Options) -> Path | None:
 def _rewrite_units(mine: GraphModule, units: list[Region], options: Options, folder: Path | None) -> Rewritten:
     """Run the passes on every unit, the last one first: what is behind it does not change any more."""
     name = signature(units)
-    plans = [Plan(region, options, unit=number) for number, region in enumerate(units)]
+    groups = process_groups(mine)
+    plans = [Plan(region, options, number, groups) for number, region in enumerate(units)]
     observed: list[Node | None] = [None] * len(plans)
 
     def outline(gm: GraphModule, plan: Plan) -> int:

@@ -47,6 +47,8 @@ class Plan:
     options: Options
     unit: int | None = None
     """Number of the unit, where the trunk has several."""
+    groups: tuple[str, ...] = ()
+    """Process groups that decide as one, because the model communicates in them."""
     references: list[Node | None] = field(default_factory=list)
     """Per stream: the node in front of the middle that it is cached against."""
     indicator_out: Node | None = None

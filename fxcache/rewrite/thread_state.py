@@ -131,11 +131,16 @@ def _decide(gm: GraphModule, plan: Plan, observation: Node | None) -> None:
         gm.graph,
         torch.ops.fxcache.decide.default,
         (observation, grams, added["health"], added["clock"], added["control"], forecast, singles),
-        {"sizes": list(plan.sizes.values())} if plan.sizes else None,
+        {**({"sizes": list(plan.sizes.values())} if plan.sizes else {}), **of_ranks(plan)},
     )
     plan.reuse, plan.slot, plan.first, plan.weights = (
         call(gm.graph, operator.getitem, (decision, i)) for i in range(4)
     )
+
+
+def of_ranks(plan: Plan) -> dict[str, list[str]]:
+    """Arguments of a decision that the ranks of a model make together."""
+    return {"groups": list(plan.groups)} if plan.groups else {}
 
 
 def downsample_factor(plan: Plan) -> int:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 import fxcache.kernels as kernels
 from fxcache.regions.dataflow import tensor_of
 from fxcache.rewrite.plan import Plan, StateTensor, call
-from fxcache.rewrite.thread_state import add_inputs, describe_state, observe
+from fxcache.rewrite.thread_state import add_inputs, describe_state, observe, of_ranks
 
 OBSERVED = "observed"
 
@@ -120,6 +120,7 @@ def _decide(gm: GraphModule, plans: Sequence[Plan], first: int, count: int, obse
             gram_units,
             forecast,
         ),
+        of_ranks(plans[0]),
     )
     reuse, slots, firsts, weights = (call(gm.graph, operator.getitem, (decision, i)) for i in range(4))
     for place, plan in enumerate(plans[first : first + count]):

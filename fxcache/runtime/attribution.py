@@ -338,6 +338,8 @@ def _reason(lease: Lease, outcome: Outcome) -> Reason:
         return Reason.RESIZED
     if lease.mode is Mode.DECIDE and not outcome.finite:
         return Reason.NOT_FINITE
+    if outcome.outvoted:
+        return Reason.OUTVOTED
     return lease.reason
 
 

@@ -131,6 +131,7 @@ def read_outcome(control: torch.Tensor | None, lease: Lease) -> Outcome:
         else (seen[Control.CLOCK_DIRECTION], seen[Control.CLOCK_PREVIOUS], seen[Control.CLOCK_NOW]),
         units=units,
         sizes=met,
+        outvoted=any(bool(row[Control.OUTVOTED]) for row in (rows if lease.units else [rows])),
     )
 
 

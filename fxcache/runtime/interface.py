@@ -51,6 +51,7 @@ class Reason(str, Enum):
     OTHER_CONDITIONING = "other conditioning in the same step"
     BUSY = "context in use by another call"
     TOO_LARGE = "max_state_bytes"
+    OUTVOTED = "computed by another rank"
 
     def __str__(self) -> str:
         return str(self.value)
@@ -145,6 +146,8 @@ class Outcome:
     """Per unit, where the trunk has several and the graph was asked; `reused` is then whether any was."""
     sizes: tuple[int, ...] = ()
     """What the graph has met of the sizes in `Lease.sizes`; if they differ, it has neither reused nor stored."""
+    outvoted: bool = False
+    """Whether it would have been reused, had another rank of the model not computed it."""
 
 
 @dataclass(frozen=True)

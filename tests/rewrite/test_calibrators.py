@@ -40,7 +40,7 @@ def branch(gm: GraphModule) -> str:
 def test_taylorseer_keeps_two_steps_of_the_stream_and_one_of_the_indicator() -> None:
     gm, _ = rewritten(stream, **TAYLOR)
     assert part(gm, "fxcache_control", "fxcache_cache") == text("""
-        fxcache_control: f64[50]
+        fxcache_control: f64[51]
         fxcache_health: f32[2, 2]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, 6, 4]
@@ -202,7 +202,7 @@ def test_a_static_mask_needs_neither_indicator_nor_reference() -> None:
     gm, plan = rewritten(stream, **STATIC)
     assert plan.reference is None
     assert part(gm, "fxcache_control", "fxcache_cache") == text("""
-        fxcache_control: f64[50]
+        fxcache_control: f64[51]
         fxcache_health: f32[1, 1]
         fxcache_clock: f32[3]
         fxcache_cache_0: f32[1, 6, 4]

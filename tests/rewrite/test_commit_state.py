@@ -24,7 +24,7 @@ def test_reference_and_caches() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[50]
+        fxcache_control: f64[51]
         fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, 6, 4]
@@ -71,7 +71,7 @@ def test_reference_and_caches() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[50]
+        fxcache_control: f64[51]
         fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, 6, 4]

@@ -25,7 +25,7 @@ def test_cheap_branch() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[50]
+        fxcache_control: f64[51]
         fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, 6, 4]
@@ -63,7 +63,7 @@ def test_cheap_branch() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[50]
+        fxcache_control: f64[51]
         fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, 6, 4]
@@ -117,7 +117,7 @@ def test_dynamic_sizes() -> None:
         h: f32[n0, 4]
         e: f32[n1, 4]
         w: f32[4, 4]
-        fxcache_control: f64[50]
+        fxcache_control: f64[51]
         fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, n0 + n1, 4]

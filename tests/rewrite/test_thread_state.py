@@ -49,7 +49,7 @@ def test_inputs_and_decision() -> None:
     assert printed(gm) == text("""
         h: f32[6, 4]
         w: f32[4, 4]
-        fxcache_control: f64[50]
+        fxcache_control: f64[51]
         fxcache_health: f32[2, 1]
         fxcache_clock: f32[3]
         fxcache_reference: f32[1, 6, 4]
@@ -141,3 +141,11 @@ def test_numbers_stay(build: Callable[[], Sketch]) -> None:
     # the reference is all zero, the residual is not
     assert not control[Control.MEASURED]
     assert control[Control.DIFFERENCE] == float("inf")
+
+
+def test_ranks_of_one_model_decide_together() -> None:
+    gm, plan = before(plain(), "thread_state")
+    plan.groups = ("0", "1")
+    thread_state(gm, plan)
+    (decision,) = gm.graph.find_nodes(op="call_function", target=torch.ops.fxcache.decide.default)
+    assert decision.kwargs == {"groups": ["0", "1"]}

@@ -1,0 +1,88 @@
+"""Models that are spread over processes: all ranks decide as one, and as one process that has the whole model does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.integration.ranks import SPREADS, Case, Seen, generate, work
+from tests.processes import on_ranks
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+
+SHARED: dict[str, Any] = {"Fn_compute_blocks": 1, "max_warmup_steps": 2, "residual_diff_threshold": 0.35}
+EAGER: dict[str, Any] = {**SHARED, "inner_backend": "eager"}
+KINDS: dict[str, dict[str, Any]] = {
+    "threshold": {},
+    "regression": {"calibrator": "regression"},
+    "dmd": {"calibrator": "dmd"},
+    "dbprune": {"method": "dbprune"},
+    "easycache": {"method": "easycache"},
+}
+CASES = {
+    **{spread: Case(spread, EAGER) for spread in SPREADS},
+    **{kind: Case("flux, ulysses", {**EAGER, **given}) for kind, given in KINDS.items()},
+    "inductor": Case("flux, ulysses", SHARED),
+    "inductor, tensors": Case("mixed, tensors", SHARED),
+    "reset": Case("flux, ulysses", {**EAGER, "residual_diff_threshold": 0.9}, "reset"),
+    "reset, dbprune": Case("flux, ulysses", {**EAGER, **KINDS["dbprune"], "residual_diff_threshold": 0.9}, "reset"),
+    "not a number": Case("flux, ulysses", {**EAGER, "residual_diff_threshold": 0.9}, "not a number"),
+}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Seen, ...]]:
+    ranks = on_ranks(work, list(CASES.values()), tmp_path_factory.mktemp("ranks"))
+    return dict(zip(CASES, zip(*ranks, strict=True), strict=True))
+
+
+def whole(name: str) -> Seen:
+    """The same run of one process, operator by operator."""
+    torch._dynamo.reset()
+    case = CASES[name]
+    return generate(Case(case.spread, {**case.options, "inner_backend": "eager"}), spread=False)
+
+
+def close(left: Seen, right: Seen) -> bool:
+    pairs = zip(left.outputs, right.outputs, strict=True)
+    return all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in pairs)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_ranks_decide_as_one_process_does(spread: str, seen: dict[str, tuple[Seen, ...]]) -> None:
+    wanted = whole(spread)
+    (decisions,) = wanted.decisions
+    assert {"C", "."} == set(decisions)
+    for rank in seen[spread]:
+        assert rank.decisions == wanted.decisions and close(rank, wanted)
+        for mine, difference in zip(rank.differences, wanted.differences, strict=True):
+            assert mine == (None if difference is None else pytest.approx(difference, rel=1e-3))
+        for step, letter in enumerate(decisions):
+            if letter == "C":
+                assert torch.equal(rank.outputs[step], rank.plain[step])
+
+
+@pytest.mark.parametrize("name", [*KINDS, "inductor", "inductor, tensors"])
+def test_every_way_to_decide(name: str, seen: dict[str, tuple[Seen, ...]]) -> None:
+    wanted = whole(name)
+    assert set("".join(wanted.decisions)) & {".", "m"}
+    for rank in seen[name]:
+        assert rank.decisions == wanted.decisions and close(rank, wanted)
+
+
+@pytest.mark.parametrize("name", ["reset", "reset, dbprune"])
+def test_a_rank_that_has_lost_its_state_is_not_left_alone(name: str, seen: dict[str, tuple[Seen, ...]]) -> None:
+    first, second = seen[name]
+    assert first.decisions == ["CC...CC..."] and first.reasons[6] == "computed by another rank"
+    assert second.decisions == ["CC...", "CC..."]
+    assert close(first, second)
+
+
+def test_a_number_that_is_none_on_one_rank(seen: dict[str, tuple[Seen, ...]]) -> None:
+    first, second = seen["not a number"]
+    assert first.decisions == second.decisions
+    assert all(torch.isfinite(output).all() for output in first.outputs[6:])
+    assert first.decisions[0][4:6] == ".C"

@@ -1,0 +1,63 @@
+"""Functions that run on several ranks at once, each in a process of its own."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT_S = 240
+"""Ranks that wait for each other do so for ever."""
+
+
+def on_ranks(work: Callable[[int, Any], Any], given: Any, folder: Path, ranks: int = 2) -> list[Any]:
+    """Call `work(rank, given)` on every rank and return what came of it; RuntimeError if one of them does not end well.
+
+    The processes import `work`, which has to be a function of a module.
+    """
+    (folder / "work").write_bytes(pickle.dumps((work, given)))
+    errors = [folder / f"errors_{rank}" for rank in range(ranks)]
+    processes = []
+    for rank, error in enumerate(errors):
+        command = [sys.executable, "-m", __name__, str(folder), str(rank), str(ranks)]
+        with error.open("w") as stderr:
+            processes.append(subprocess.Popen(command, cwd=ROOT, stderr=stderr, stdout=stderr))
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while any(process.poll() is None for process in processes):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the ranks are waiting for each other")
+            if any(process.poll() for process in processes):
+                break  # the others would wait for this one
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, error in zip(processes, errors, strict=True):
+        if process.returncode > 0:
+            raise RuntimeError(error.read_text()[-4000:])
+    return [pickle.loads((folder / f"found_{rank}").read_bytes()) for rank in range(ranks)]
+
+
+def main(folder: Path, rank: int, ranks: int) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    work, given = pickle.loads((folder / "work").read_bytes())
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    found = work(rank, given)
+    (folder / f"found_{rank}").write_bytes(pickle.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

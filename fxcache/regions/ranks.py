@@ -10,10 +10,13 @@ COLLECTIVES = ("_c10d_functional", "c10d_functional")
 
 
 def process_groups(gm: GraphModule) -> tuple[str, ...]:
-    """Names of the process groups of all collectives in a graph and in what it calls; () for a model of one process."""
+    """Names of the process groups of all collectives in a graph and in what it calls; () for a model of one process.
+
+    In the order in which they are used, which all ranks have in common: the names are numbers of each rank's own.
+    """
     modules = [module for module in gm.modules() if isinstance(module, GraphModule)]
     nodes = [node for module in modules for node in module.graph.nodes if node.op == "call_function"]
-    return tuple(sorted({group for node in nodes if (group := _group_of(node)) is not None}))
+    return tuple(dict.fromkeys(group for node in nodes if (group := _group_of(node)) is not None))
 
 
 def _group_of(node: Node) -> str | None:

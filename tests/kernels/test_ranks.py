@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 import fxcache.calibrators  # noqa: F401  (registers the forecasters)
 from fxcache.kernels import (
@@ -27,7 +28,7 @@ from tests.processes import on_ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 
-RANKS, CASES, UNITS = 3, 60, 4
+RANKS, CASES, UNITS = 4, 60, 4
 
 
 def control_of(dice: random.Random) -> Tensor:
@@ -87,8 +88,11 @@ def decide_units(case: dict[str, Any], groups: Sequence[str] = ()) -> tuple[list
 def work(rank: int, _: None) -> dict[str, Any]:
     """One process: all cases, as this rank has them."""
     groups = [dist.group.WORLD.group_name]  # type: ignore[union-attr]
+    mesh = init_device_mesh("cpu", (2, 2))
+    of_mesh = [mesh.get_group(dim).group_name for dim in range(2)]
     return {
         "one": [decide(one_case(number)[rank], groups) for number in range(CASES)],
+        "mesh": [decide(one_case(number)[rank], of_mesh) for number in range(CASES)],
         "units": [decide_units(units_case(number)[rank], groups) for number in range(CASES)],
     }
 
@@ -104,14 +108,15 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return on_ranks(work, None, tmp_path_factory.mktemp("ranks"), RANKS)
 
 
-def test_a_step_is_reused_if_every_rank_would(together: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("groups", ["one", "mesh"])
+def test_a_step_is_reused_if_every_rank_would(groups: str, together: list[dict[str, Any]]) -> None:
     outvoted = reused = 0
     for number in range(CASES):
         wanted = [decide(case) for case in alone(one_case(number))]
         reuse = all(verdict[0] for verdict, _ in wanted)
         reused += reuse
         for rank, (verdict, control) in enumerate(wanted):
-            (found, slot, first, _), seen = together[rank]["one"][number]
+            (found, slot, first, _), seen = together[rank][groups][number]
             assert found == reuse and seen[Control.REUSED] == reuse
             assert slot == first == (-1 if reuse else 0)
             assert seen[Control.OUTVOTED] == (verdict[0] and not reuse)

@@ -188,6 +188,21 @@ def test_a_view_replayed_inside_the_block():
     assert shown(region.indicator.inp) == "copy of slice_1 ()"
 
 
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_shard_that_is_taken_in_the_first_block(normed: bool):
+    sketch, _, w = start()
+    packed = sketch.op(aten.neg.default, sketch.input("packed", 12, 4))
+    first = {"module": "blocks.0"}
+    whole = sketch.op(aten.relu.default, packed, **first) if normed else packed
+    parts = sketch.op(aten.split.Tensor, whole, 6, 0, name="parts", **first)
+    h = sketch.op(operator.getitem, parts, 1, name="shard", **first)
+    sketch.finish(sketch.blocks(h, w, w, stack="blocks", count=3))
+    region = sketch.region()
+    # the shard of what the block has computed itself is not the stream in front of it
+    assert shown(region.indicator.inp) == ("None" if normed else "copy of shard (parts -> copy of parts ())")
+    assert references(sketch) == {"add_2": "add"}
+
+
 def test_leaves():
     sketch, h, _w = start()
     e = sketch.input("e", 3, 4)

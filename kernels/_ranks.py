@@ -17,15 +17,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def summed(parts: Sequence[Tensor], groups: Sequence[str]) -> list[Tensor]:
-    """Return vectors and matrices as float64, summed over the ranks; the first call in which all ranks have to meet."""
+def summed(
+    observed: Tensor | None, grams: Sequence[Tensor], groups: Sequence[str]
+) -> tuple[Tensor | None, Sequence[Tensor]]:
+    """Return what is observed and the grams as float64, summed over the ranks, which all have to come here."""
+    parts = [*grams, *([] if observed is None else [observed])]
     if not parts:
-        return []
+        return None, grams
     flat = torch.cat([part.reshape(-1).double() for part in parts])
     for group in groups:
         dist.all_reduce(flat, group=_group(group))
     pieces = flat.split([part.numel() for part in parts])
-    return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    sums = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    return None if observed is None else sums.pop(), sums
 
 
 def unanimous(votes: Sequence[bool], groups: Sequence[str], device: torch.device) -> list[bool]:

@@ -129,8 +129,7 @@ def decide_reference(
     if not fits:
         control[met] = torch.tensor(list(sizes), dtype=torch.float64)
     if groups:
-        sums = summed([*grams, *([] if observation is None else [observation])], groups)
-        grams, observation = sums[: len(grams)], None if observation is None else sums[-1]
+        observation, grams = summed(observation, grams, groups)
     chosen = forecaster(forecast) if forecast else None
     reuse = measured = restarted = False
     finite, difference = True, math.nan

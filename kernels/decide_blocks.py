@@ -76,8 +76,7 @@ def decide_blocks_reference(
     mine = [place for place, unit in enumerate(gram_units) if unit in units]
     grams = [grams[place] for place in mine]
     if groups:
-        sums = summed([*grams, *([] if observed is None else [observed])], groups)
-        grams, observed = sums[: len(grams)], None if observed is None else sums[-1]
+        observed, grams = summed(observed, grams, groups)
     check_clock = first == 0 and bool(leading[Control.CHECK_CLOCK])
     read = _Read(observed, grams, health[low:high], clock if check_clock else None, told)
     weights = torch.zeros(_weights_shape(count, gram_units, health, forecast), dtype=torch.float32)

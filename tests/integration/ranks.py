@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import fxcache
+from tests.models import transformers
 
 RANKS = 2
 STEPS = 10
@@ -71,51 +72,26 @@ class Mixed(nn.Module):
 
 
 def flux() -> tuple[nn.Module, Call]:
-    from diffusers import FluxTransformer2DModel
-
+    model = transformers.flux(2, single_layers=4).module
     torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-    ).eval()
-    latents, words, pooled = torch.randn(1, 16, 4), torch.randn(1, 8, 32), torch.randn(1, 32)
-    places = torch.zeros(16, 3)
-    places[:, 1], places[:, 2] = torch.arange(16) // 4, torch.arange(16) % 4
+    # numbers of tokens that two ranks can share
+    latents, words, pooled = torch.randn(1, 16, 4), torch.randn(1, 8, 24), torch.randn(1, 40)
+    given = {"encoder_hidden_states": words, "pooled_projections": pooled, "guidance": torch.tensor([3.5])}
+    given |= {"img_ids": transformers.ids(4, 4, torch.float32), "txt_ids": torch.zeros(8, 3)}
     # one half of the picture changes more than the other: the ranks do not see the same difference
     moving = torch.linspace(0.0, 1.0, 16).view(1, 16, 1)
 
     def call(step: int, moved: float) -> Tensor:
-        given = {"encoder_hidden_states": words, "pooled_projections": pooled, "img_ids": places}
-        given |= {"txt_ids": torch.zeros(8, 3), "timestep": torch.tensor([0.9 - 0.05 * step])}
-        return torch.as_tensor(model(hidden_states=latents + moved * moving, **given, return_dict=False)[0])
+        time = torch.tensor([0.9 - 0.05 * step])
+        return torch.as_tensor(model(latents + moved * moving, timestep=time, **given, return_dict=False)[0])
 
     return model, call
 
 
 def wan() -> tuple[nn.Module, Call]:
-    from diffusers import WanTransformer3DModel
-
+    model = transformers.wan(6).module
     torch.manual_seed(0)
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=6,
-        rope_max_seq_len=32,
-    ).eval()
-    latents, words = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 8, 16)
+    latents, words = torch.randn(1, 16, 2, 8, 8), torch.randn(1, 8, 40)
     moving = torch.linspace(0.0, 1.0, 8).view(1, 1, 1, 8, 1)
 
     def call(step: int, moved: float) -> Tensor:

@@ -145,6 +145,7 @@ class CalibratorConfig(_Config):
     calibrator_cache_type: str = "residual"
     calibrator_dtype: Any = None
     calibrator_time: str = "step"
+    calibrator_max_gain: float | None = 3.0
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the options of this group by name."""

@@ -39,6 +39,7 @@ CHECKS: dict[str, checks.Check] = {
     "calibrator_cache_type": checks.choice("residual", "hidden_states"),
     "calibrator_dtype": checks.dtype,
     "calibrator_time": checks.choice("step", "timestep", "sigma"),
+    "calibrator_max_gain": checks.number(at_least=1, optional=True),
     "taylorseer_order": checks.integer(1, 4),
     "dmd_history": checks.integer(4, 8),
     "dmd_rank": checks.integer(0, 7),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fxcache import checks, split
+from fxcache import checks, forecasts, split
 from fxcache.contradictions import check_together
 from fxcache.errors import OptionError
 from fxcache.option_rules import CHECKS, HOST_ONLY
@@ -155,6 +155,10 @@ class Options:
     calibrator_time: Literal["step", "timestep", "sigma"] = "step"
     """Axis of the prediction: the number of the step, the time the model is called with, or the noise level that the
     pipeline names. Where the host does not know the time without waiting for the device, the step counts."""
+
+    calibrator_max_gain: float | None = 3.0
+    """With ``taylorseer``, ``foca`` and ``dmd``: by how much errors of the stored values may be multiplied, >= 1: what
+    the weights' absolute values may sum to. Where it would be more, a lower order is taken; None: no limit."""
 
     taylorseer_order: int = 1
     """Order of the polynomial, 1 to 4; order + 1 values are stored per stream. Source: cache-dit."""
@@ -314,19 +318,12 @@ class Options:
     @property
     def history(self) -> int:
         """Computed steps stored per predicted stream."""
-        lengths = {"taylorseer": self.taylorseer_order + 1, "foca": 3, "dmd": self.dmd_history}
-        lengths["regression"] = self.regression_history
-        return lengths.get(self.calibrator or "", 1)
+        return forecasts.history_of(self)
 
     @property
     def forecast(self) -> str:
         """The calibrator and its numbers, as they stand in the graph; empty for none."""
-        numbers: dict[str, tuple[float, ...]] = {
-            "taylorseer": (self.taylorseer_order,),
-            "dmd": (self.dmd_rank, self.dmd_ridge),
-            "regression": (self.regression_ridge,),
-        }
-        return " ".join(map(str, [self.calibrator, *numbers.get(self.calibrator, ())])) if self.calibrator else ""
+        return forecasts.forecast_of(self)
 
     def resolve_blocks(self, trunk_length: int) -> tuple[int, int]:
         """Return how many blocks at the start and at the end always run, for a trunk of this many blocks.

@@ -110,6 +110,7 @@ BAD = [
     *number_cases("dynamic_prune_threshold_relax_ratio", " >= 0", -0.1),
     ("force_reduce_calibrator_vram", None, "force_reduce_calibrator_vram=None: expected True or False"),
     ("steps_computation_mask", "fasts", f"steps_computation_mask='fasts': {MASK}"),
+    *number_cases("calibrator_max_gain", " >= 1", 0.99, optional=True),
     *integer_cases("taylorseer_order", 1, 4),
     *integer_cases("dmd_history", 4, 8),
     *integer_cases("dmd_rank", 0, 7),

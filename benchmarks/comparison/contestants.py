@@ -114,7 +114,8 @@ def _own() -> list[Contestant]:
     found = [Contestant(f"fxcache{name}", "fxcache", entry(each), both) for name, each in calibrators.items()]
     found += [
         Contestant(f"fxcache-f0{name}", "fxcache", entry(each), without_first(both))
-        for name, each in {"": None, "-taylorseer1": calibrators["-taylorseer1"], "-regression": regression}.items()
+        for name, each in calibrators.items()
+        if name in ("", "-taylorseer1", "-taylorseer2", "-regression")
     ]
     found += [
         Contestant(f"fxcache-dbprune{name}", "fxcache", entry(CALIBRATORS[name], pruning_config), thresholds, False)

@@ -7,18 +7,20 @@ For n snapshots at equal distances p, X the older ones and X' the younger ones (
 
 Everything but y lies in the span of the snapshots, so S, V, A and b come from their scalar products alone: matrices of
 n rows, n <= 8, and no decomposition of anything as long as a stream. Exact on sums of as many exponentials as the
-snapshots resolve. With fewer than four snapshots at equal distances, or a fit that is not finite in float32: the
-straight line through the last two.
+snapshots resolve. With fewer than four snapshots at equal distances, with a fit that is not finite in float32 or whose
+gain is above the limit: the straight line through the last two, under the same limit.
 
 Source: Schmid, J. Fluid Mech. 656 (2010); exact modes: Tu et al., J. Comput. Dyn. 1 (2014); method of snapshots.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from fxcache.calibrators.taylorseer import taylor_weights
+from fxcache.calibrators.taylorseer import taylor_weights, within
 from fxcache.kernels import Forecaster, Window
 
 _LEAST = 4
@@ -27,15 +29,15 @@ _RESOLVED = 1e-4
 """Singular values below this share of the largest are noise: half of the digits of float32, as in cache-dit."""
 
 
-def dmd(rank: float, ridge: float) -> Forecaster:
+def dmd(rank: float, ridge: float, limit: float = math.inf) -> Forecaster:
     """Return the forecaster; ``rank`` 0 keeps what is resolved, ``ridge`` is a share of the largest singular value."""
-    return Forecaster(lambda window: dmd_weights(window, int(rank), ridge), needs_gram=True)
+    return Forecaster(lambda window: dmd_weights(window, int(rank), ridge, limit), needs_gram=True)
 
 
-def dmd_weights(window: Window, rank: int, ridge: float) -> list[float]:
-    """Weights of the exponential fit, newest first."""
+def dmd_weights(window: Window, rank: int, ridge: float, limit: float = math.inf) -> list[float]:
+    """Weights of the exponential fit, newest first; where their gain is above the limit, those of the line."""
     count = _evenly_spaced(window.times)
-    line = taylor_weights(Window(window.times, window.now), order=1)
+    line = taylor_weights(Window(window.times, window.now), 1, limit)
     if window.gram is None or count < _LEAST:
         return line
     period = window.times[0] - window.times[1]
@@ -46,7 +48,7 @@ def dmd_weights(window: Window, rank: int, ridge: float) -> list[float]:
         weights = _fit(oldest_first, (window.now - window.times[0]) / period, rank, ridge)
     except torch.linalg.LinAlgError:
         return line
-    if not bool(weights.float().isfinite().all()):
+    if not bool(weights.float().isfinite().all()) or not within(weights.tolist(), limit):
         return line
     return [*weights.flip(0).tolist(), *[0.0] * (len(window.times) - count)]
 

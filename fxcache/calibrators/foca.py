@@ -9,23 +9,30 @@ the parabola through three, of the line through two):
 
 Every slope is divided by the true distance of its steps: exact on straight lines whatever the distances. BDF2 wants
 the slope at now, which nobody knows; with that at t_0 in its place the error falls with the square of the distances,
-as that of the straight line does, and is 0.4 to 0.9 of it on the usual schedules.
+as that of the straight line does, and is 0.4 to 0.9 of it on the usual schedules. Far ahead of steps that lie close
+together the weights grow with the square of the ratio: above a limit of their gain the straight line is taken instead.
 
 Source: FoCa (arXiv 2508.16211), feature caching as an ordinary differential equation.
 """
 
 from __future__ import annotations
 
+import math
+
+from fxcache.calibrators.taylorseer import taylor_weights, within
 from fxcache.kernels import Forecaster, Window
 
 
-def foca() -> Forecaster:
+def foca(limit: float = math.inf) -> Forecaster:
     """Return the forecaster."""
-    return Forecaster(foca_weights)
+    return Forecaster(lambda window: foca_weights(window, limit))
 
 
-def foca_weights(window: Window) -> list[float]:
-    """Weights of the corrected prediction, newest first: the three newest steps count."""
+def foca_weights(window: Window, limit: float = math.inf) -> list[float]:
+    """Weights of the corrected prediction, newest first: the three newest steps count.
+
+    Where their gain is above the limit, those of the straight line, or of the newest step alone.
+    """
     times = window.times
     count = len(times)
     if count == 1:
@@ -42,4 +49,6 @@ def foca_weights(window: Window) -> list[float]:
     predicted = [(v + forward * (1 + ratio) * s) / (1 + 2 * ratio) for v, s in zip(values, slope, strict=True)]
     newest = [1.0, 0.0, 0.0]
     corrected = [y + 0.5 * ((p - y) + forward * s) for y, p, s in zip(newest, predicted, slope, strict=True)]
+    if not within(corrected, limit):
+        return taylor_weights(Window(times, window.now), 1, limit)
     return [*corrected[:count], *[0.0] * (count - 3)]

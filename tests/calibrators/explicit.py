@@ -5,6 +5,7 @@ Every function returns one weight per stored step, newest first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 Vector = NDArray[np.float64]
 
 
-def taylorseer(times: Sequence[float], now: float, order: int) -> Vector:
-    """Of the polynomial that numpy fits to the newest steps."""
+def taylorseer(times: Sequence[float], now: float, order: int, limit: float = math.inf) -> Vector:
+    """Of the polynomial that numpy fits to the newest steps; of a lower order if their absolute sum is too large."""
+    weights = _polynomial(times, now, order)
+    too_much = np.abs(weights).sum() > limit * (1 + 1e-9) and order > 0
+    return taylorseer(times, now, order - 1, limit) if too_much else weights
+
+
+def _polynomial(times: Sequence[float], now: float, order: int) -> Vector:
     used = min(order + 1, len(times))
     if used == 1:
         return np.eye(len(times))[0]
@@ -24,14 +31,26 @@ def taylorseer(times: Sequence[float], now: float, order: int) -> Vector:
     return weights
 
 
-def best_taylorseer(times: Sequence[float], now: float, order: int, observation: Vector, stored: Vector) -> Vector:
-    """Of the order up to this one that comes nearest to the observation."""
-    candidates = [taylorseer(times, now, each) for each in range(min(order + 1, len(times)))]
+def best_taylorseer(
+    times: Sequence[float],
+    now: float,
+    order: int,
+    observation: Vector,
+    stored: Vector,
+    limit: float = math.inf,
+) -> Vector:
+    """Of the order up to this one that comes nearest to the observation, of those that keep the limit."""
+    candidates = [taylorseer(times, now, each, limit) for each in range(min(order + 1, len(times)))]
     return min(candidates, key=lambda weights: float(np.linalg.norm(weights @ stored - observation)))
 
 
-def foca(times: Sequence[float], now: float) -> Vector:
-    """Predictor, its slope at the end, and the mean of chord and end slope, step by step."""
+def foca(times: Sequence[float], now: float, limit: float = math.inf) -> Vector:
+    """Predictor, its slope at the end, the mean of chord and end slope, step by step; a line if that is too much."""
+    weights = _corrected(times, now)
+    return weights if np.abs(weights).sum() <= limit * (1 + 1e-9) else taylorseer(times, now, 1, limit)
+
+
+def _corrected(times: Sequence[float], now: float) -> Vector:
     values = np.eye(len(times))
     if len(times) == 1:
         return values[0]
@@ -46,13 +65,24 @@ def foca(times: Sequence[float], now: float) -> Vector:
     return np.asarray(values[0] + forward / 2 * (chord + end_slope))
 
 
-def dmd(times: Sequence[float], now: float, stored: ArrayLike, rank: int = 0, ridge: float = 1e-8) -> Vector:
-    """The singular value decomposition of the snapshots as columns; a line where they are few or unevenly spaced."""
+def dmd(
+    times: Sequence[float],
+    now: float,
+    stored: ArrayLike,
+    rank: int = 0,
+    ridge: float = 1e-8,
+    limit: float = math.inf,
+) -> Vector:
+    """The singular value decomposition of the snapshots as columns.
+
+    A line where they are few or unevenly spaced, or where the weights' absolute sum is too large.
+    """
     gaps = -np.diff(times)
     even = 1 + int(np.cumprod(np.abs(gaps - gaps[:1]) < 1e-6 * np.abs(gaps[:1])).sum())
     weights = np.zeros(len(times))
+    line = taylorseer(times, now, 1, limit)
     if even < 4:
-        return taylorseer(times, now, 1)
+        return line
     snapshots = np.asarray(stored, dtype=np.float64)[:even][::-1].T
     older, younger = snapshots[:, :-1], snapshots[:, 1:]
     _, s, vh = np.linalg.svd(older, full_matrices=False)
@@ -63,7 +93,7 @@ def dmd(times: Sequence[float], now: float, stored: ArrayLike, rank: int = 0, ri
     amplitudes = np.linalg.lstsq(younger @ combined, snapshots[:, -1].astype(complex), rcond=None)[0]
     powers = values.astype(complex) ** ((now - times[0]) / gaps[0])
     weights[: even - 1] = (combined @ (powers * amplitudes)).real[::-1]
-    return weights
+    return weights if np.abs(weights).sum() <= limit * (1 + 1e-9) else line
 
 
 def regression(observation: Vector, stored: Vector, ridge: float) -> Vector:

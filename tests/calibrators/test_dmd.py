@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fxcache.calibrators.dmd import dmd, dmd_weights
-from fxcache.calibrators.taylorseer import taylor_weights
+from fxcache.calibrators.taylorseer import gain, taylor_weights
 from fxcache.kernels import forecaster
 from tests.calibrators import explicit
 from tests.calibrators.windows import SEEDS, combine, gram, schedules, vectors, window
@@ -120,13 +120,23 @@ def test_only_the_evenly_spaced_newest_count(even, uneven, seed):
     times = [float(-age) for age in range(even)]
     times += [times[-1] - 2.5 - age for age in range(min(uneven, 8 - even))]
     snapshots = vectors(len(times), DIM, seed)
-    weights = dmd_weights(window(times, 1.0, gram=gram(snapshots)), 0, 1e-8)
-    assert weights[:even] == dmd_weights(window(times[:even], 1.0, gram=gram(snapshots[:even])), 0, 1e-8)
+    all_products = gram(snapshots)
+    weights = dmd_weights(window(times, 1.0, gram=all_products), 0, 1e-8)
+    assert weights[:even] == dmd_weights(window(times[:even], 1.0, gram=all_products[:even, :even]), 0, 1e-8)
     assert weights[even:] == [0.0] * (len(times) - even)
 
 
 def test_without_products_it_is_a_straight_line():
     assert dmd_weights(window((3.0, 2.0, 1.0, 0.0), 5.0), 0, 0.0) == [3.0, -2.0, 0.0, 0.0]
+
+
+@given(st.integers(4, 8), st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([1.0, 2.0, 3.0, 9.0]), SEEDS)
+def test_above_the_limit_it_is_the_line_that_keeps_it(count, ahead, limit, seed):
+    times = [float(-age) for age in range(count)]
+    given_window = window(times, ahead, gram=gram(vectors(count, DIM, seed)))
+    weights, free = dmd_weights(given_window, 0, 1e-8, limit), dmd_weights(given_window, 0, 1e-8)
+    assert gain(weights) <= limit * (1 + 1e-6)
+    assert weights == (free if gain(free) <= limit else taylor_weights(given_window, 1, limit))
 
 
 SCALES = st.sampled_from([0.0, 1e-200, 1e-30, 1e-3, 1.0, 1e3, 1e30, 1e150, 1e160])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from fxcache.calibrators.foca import foca_weights
-from fxcache.calibrators.taylorseer import taylor_weights
+from fxcache.calibrators.taylorseer import gain, taylor_weights
 from fxcache.kernels import forecaster
 from tests.calibrators import explicit
 from tests.calibrators.windows import SEEDS, combine, schedules, vectors, window
@@ -80,6 +81,17 @@ def test_the_error_is_smaller_than_that_of_the_straight_line(gaps, forward):
     )
 
 
+@given(schedules(), st.sampled_from([1.0, 2.0, 3.0, 9.0]))
+def test_above_the_limit_it_is_the_line_that_keeps_it(schedule, limit):
+    times, now = schedule
+    weights = foca_weights(window(times, now), limit)
+    assert gain(weights) <= limit * (1 + 1e-6)
+    free = foca_weights(window(times, now))
+    kept = gain(free) <= limit
+    assert weights == (free if kept else taylor_weights(window(times, now), 1, limit))
+
+
 def test_the_graph_names_it():
     given_window = window((4.0, 2.0, 1.0, 0.0), 7.0)
+    assert forecaster("foca 3.0").weights(given_window) == foca_weights(given_window, 3.0) != foca_weights(given_window)
     assert forecaster("foca").weights(given_window) == foca_weights(given_window)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxcache.calibrators.taylorseer import lagrange_weights, taylor_weights, taylorseer
+from fxcache.calibrators.taylorseer import gain, lagrange_weights, taylor_weights, taylorseer
 from fxcache.kernels import forecaster
 from tests.calibrators import explicit
 from tests.calibrators.windows import SEEDS, combine, products, schedules, vectors, window
@@ -87,8 +87,41 @@ def test_what_the_observation_shows_of_a_curve_is_followed(schedule, seed):
         torch.testing.assert_close(combine(weights, curve[:-1]), curve[-1], rtol=0, atol=atol)
 
 
+LIMITS = st.sampled_from([1.0, 1.5, 3.0, 7.0, 31.0])
+
+
+@given(schedules(), ORDERS, LIMITS)
+def test_the_order_is_the_highest_whose_gain_keeps_the_limit(schedule, order, limit):
+    times, now = schedule
+    weights = taylor_weights(window(times, now), order, limit)
+    assert gain(weights) <= limit * (1 + 1e-6)
+    np.testing.assert_allclose(weights, explicit.taylorseer(times, now, order, limit), rtol=1e-8, atol=1e-7)
+
+
+@given(schedules(least=2), st.sampled_from([0.5, 1.0, 4.0]))
+def test_a_line_under_a_limit_of_three_reaches_as_far_as_its_steps_lie_apart(schedule, times_as_far):
+    times, _ = schedule
+    now = times[0] + times_as_far * (times[0] - times[1])
+    line = taylor_weights(window(times, now), 1)
+    reached = taylor_weights(window(times, now), 1, 3.0)
+    assert reached == (line if times_as_far <= 1 else [1.0, *[0.0] * (len(times) - 1)])
+
+
+@given(schedules(least=3), LIMITS, SEEDS)
+def test_observed_first_blocks_choose_among_the_orders_that_keep_the_limit(schedule, limit, seed):
+    times, now = schedule
+    drawn = vectors(len(times) + 1, 40, seed)
+    observation, stored = drawn[0], drawn[1:]
+    weights = taylor_weights(window(times, now, products=products(observation, stored)), 3, limit)
+    expected = explicit.best_taylorseer(times, now, 3, observation.numpy(), stored.numpy(), limit)
+    np.testing.assert_allclose(weights, expected, rtol=1e-8, atol=1e-7)
+
+
 def test_the_graph_names_it_with_its_order():
     chosen = forecaster("taylorseer 2")
     given_window = window((4.0, 2.0, 1.0, 0.0), 7.0)
     assert chosen.weights(given_window) == taylorseer(2).weights(given_window) == taylor_weights(given_window, 2)
     assert not chosen.needs_products and not chosen.needs_gram
+    assert forecaster("taylorseer 2 3.0").weights(given_window) == taylor_weights(given_window, 2, 3.0)
+    assert taylor_weights(given_window, 2, 3.0) != taylor_weights(given_window, 2)
+    assert forecaster("taylorseer 2 inf").weights(given_window) == taylor_weights(given_window, 2)

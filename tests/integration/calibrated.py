@@ -108,18 +108,19 @@ class EagerCalibrated:
 
     def weights(self, kept: list[Kept], indicator: Tensor, time: float, stream: int) -> explicit.Vector:
         options, times = self.options, [each.time for each in kept]
+        limit = math.inf if options.calibrator_max_gain is None else options.calibrator_max_gain
         observation = indicator.flatten().numpy()
         observed = np.stack([each.indicator.flatten().numpy() for each in kept])
         if options.calibrator == "foca":
-            return explicit.foca(times, time)
+            return explicit.foca(times, time, limit)
         if options.calibrator == "dmd":
             values = np.stack([each.values[stream].double().flatten().numpy() for each in kept])
-            return explicit.dmd(times, time, values, options.dmd_rank, options.dmd_ridge)
+            return explicit.dmd(times, time, values, options.dmd_rank, options.dmd_ridge, limit)
         if options.calibrator == "regression":
             return explicit.regression(observation, observed, options.regression_ridge)
         if options.forecasts_indicator and options.observes:
-            return explicit.best_taylorseer(times, time, options.taylorseer_order, observation, observed)
-        return explicit.taylorseer(times, time, options.taylorseer_order)
+            return explicit.best_taylorseer(times, time, options.taylorseer_order, observation, observed, limit)
+        return explicit.taylorseer(times, time, options.taylorseer_order, limit)
 
     def predicted(self, memory: Memory, indicator: Tensor, time: float, entered: Streams) -> Streams:
         kept, streams = self.window(memory), []

@@ -130,6 +130,8 @@ class EagerDBPrune:
             return memory.residuals
         last, before = memory.computed_at[-1], memory.computed_at[-2]
         far = (self.step - last) / (last - before)
+        if far > 1:
+            return memory.residuals
         pairs = zip(memory.residuals, memory.older, strict=True)
         return tuple(None if a is None or b is None else a + far * (a - b) for a, b in pairs)
 

@@ -28,15 +28,15 @@ Weights = Callable[[list[float], float, np.ndarray, np.ndarray, np.ndarray], np.
 
 
 def taylorseer(times: list[float], now: float, *_: np.ndarray) -> np.ndarray:
-    return explicit.taylorseer(times, now, 1)
+    return explicit.taylorseer(times, now, 1, limit=3.0)
 
 
 def foca(times: list[float], now: float, *_: np.ndarray) -> np.ndarray:
-    return explicit.foca(times, now)
+    return explicit.foca(times, now, limit=3.0)
 
 
 def dmd(times: list[float], now: float, values: np.ndarray, *_: np.ndarray) -> np.ndarray:
-    return explicit.dmd(times, now, values)
+    return explicit.dmd(times, now, values, limit=3.0)
 
 
 def regression(times: list[float], now: float, values: np.ndarray, seen: np.ndarray, stored: np.ndarray) -> np.ndarray:

@@ -194,7 +194,7 @@ class RegressionCalibratorConfig(CalibratorConfig):
     calibrator: ClassVar[str] = "regression"
 
     regression_history: int = 3
-    regression_ridge: float = 1e-4
+    regression_ridge: float = 0.03
 
 
 def config_classes(kind: str) -> dict[str, type[_Config]]:

@@ -27,6 +27,6 @@ def forecast_of(options: Options) -> str:
         "taylorseer": (options.taylorseer_order, limit),
         "foca": (limit,),
         "dmd": (options.dmd_rank, options.dmd_ridge, limit),
-        "regression": (options.regression_ridge,),
+        "regression": (options.regression_ridge, limit),
     }
     return " ".join(map(str, [options.calibrator, *numbers[options.calibrator]]))

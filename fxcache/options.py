@@ -157,8 +157,8 @@ class Options:
     pipeline names. Where the host does not know the time without waiting for the device, the step counts."""
 
     calibrator_max_gain: float | None = 3.0
-    """With ``taylorseer``, ``foca`` and ``dmd``: by how much errors of the stored values may be multiplied, >= 1: what
-    the weights' absolute values may sum to. Where it would be more, a lower order is taken; None: no limit."""
+    """By how much a polynomial or exponentials in time may multiply errors of the stored values, >= 1: what the
+    weights' absolute values may sum to. Where it would be more, a lower order is taken; None: no limit."""
 
     taylorseer_order: int = 1
     """Order of the polynomial, 1 to 4; order + 1 values are stored per stream. Source: cache-dit."""
@@ -175,8 +175,8 @@ class Options:
     regression_history: int = 3
     """Computed steps that are stored and combined, 2 to 8."""
 
-    regression_ridge: float = 1e-4
-    """Share of the mean square distance added to the diagonal, >= 0: larger means more equal weights."""
+    regression_ridge: float = 0.03
+    """How much the parabola in time counts beside the first blocks, as a share of their mean square distance, >= 0."""
 
     non_prune_block_ids: tuple[int, ...] = ()
     """With ``dbprune``: blocks that always run, numbered over the whole trunk from 0. Source: cache-dit, which numbers

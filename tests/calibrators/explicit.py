@@ -96,8 +96,8 @@ def dmd(
     return weights if np.abs(weights).sum() <= limit * (1 + 1e-9) else line
 
 
-def regression(observation: Vector, stored: Vector, ridge: float) -> Vector:
-    """Least squares over the weights whose sum is one."""
+def regression(observation: Vector, stored: Vector, ridge: float, smooth: Vector) -> Vector:
+    """Least squares over the weights whose sum is one, which are drawn towards those of a smooth curve."""
     differences = stored - observation
     count = len(stored)
     first = np.eye(count)[0]
@@ -106,4 +106,5 @@ def regression(observation: Vector, stored: Vector, ridge: float) -> Vector:
     free = np.concatenate([np.ones((1, count - 1)), -np.eye(count - 1)])  # keeps the sum as it is
     share = ridge * np.square(differences).sum(1).mean()
     tall = np.concatenate([differences.T, np.sqrt(share) * np.eye(count)])
-    return np.asarray(first + free @ np.linalg.lstsq(tall @ free, -(tall @ first), rcond=None)[0])
+    right = np.concatenate([np.zeros(differences.shape[1]), np.sqrt(share) * smooth]) - tall @ first
+    return np.asarray(first + free @ np.linalg.lstsq(tall @ free, right, rcond=None)[0])

@@ -117,7 +117,8 @@ class EagerCalibrated:
             values = np.stack([each.values[stream].double().flatten().numpy() for each in kept])
             return explicit.dmd(times, time, values, options.dmd_rank, options.dmd_ridge, limit)
         if options.calibrator == "regression":
-            return explicit.regression(observation, observed, options.regression_ridge)
+            smooth = explicit.taylorseer(times, time, 2, limit)
+            return explicit.regression(observation, observed, options.regression_ridge, smooth)
         if options.forecasts_indicator and options.observes:
             return explicit.best_taylorseer(times, time, options.taylorseer_order, observation, observed, limit)
         return explicit.taylorseer(times, time, options.taylorseer_order, limit)

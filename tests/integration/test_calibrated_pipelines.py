@@ -40,7 +40,7 @@ def dmd(times: list[float], now: float, values: np.ndarray, *_: np.ndarray) -> n
 
 
 def regression(times: list[float], now: float, values: np.ndarray, seen: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    return explicit.regression(seen, stored, 1e-4)
+    return explicit.regression(seen, stored, 0.03, explicit.taylorseer(times, now, 2, limit=3.0))
 
 
 def newest(times: list[float], *_: Any) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ CALIBRATORS: dict[str, tuple[Configure, tuple[str, ...]]] = {
     "-taylorseer1": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1), BOTH),
     "-taylorseer2": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=2), BOTH),
     "-taylorseer3": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=3), BOTH),
+    "-taylorseer1-unlimited": (lambda: _unlimited(fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1)), BOTH[:1]),
+    "-taylorseer2-unlimited": (lambda: _unlimited(fxcache.TaylorSeerCalibratorConfig(taylorseer_order=2)), BOTH[:1]),
+    "-foca-unlimited": (lambda: _unlimited(fxcache.FoCaCalibratorConfig()), BOTH[:1]),
     "-foca": (lambda: fxcache.FoCaCalibratorConfig(), BOTH),
     "-dmd": (lambda: fxcache.DMDCalibratorConfig(), BOTH),
     "-regression": (lambda: fxcache.RegressionCalibratorConfig(), ("forecast",)),
@@ -32,6 +35,7 @@ PRUNING: dict[str, tuple[Configure, dict[str, Any]]] = {
     "-groups": (lambda: None, {"prune_group": 4}),
     "-previous": (lambda: None, {"prune_indicator": "previous"}),
     "-taylorseer1": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1), {}),
+    "-taylorseer1-unlimited": (lambda: _unlimited(fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1)), {}),
 }
 """What the name of a method that prunes blocks ends in, its calibrator and its knobs."""
 
@@ -101,6 +105,10 @@ def open_uncached(setting: Setting, compiler: str) -> Run:
     if compiler != NOT_COMPILED:
         pipeline.transformer.compile(backend=compiler)
     return Run(pipeline, compiler)
+
+
+def _unlimited(config: Any) -> Any:
+    return replace(config, calibrator_max_gain=None)
 
 
 def own_methods() -> list[Method]:

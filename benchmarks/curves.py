@@ -60,7 +60,9 @@ def plot_curves(rows: Rows, path: Path) -> None:
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     _label(figure, grid, max((row["factor"] for row in rows), default=1.0))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize="medium")
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), fontsize="medium"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -14,8 +14,8 @@ from tests.repo.files import PACKAGE, ROOT, python_files, relative
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "base": (
         {
-            *("checks", "configs", "contradictions", "dialect", "errors", "loading", "method_configs", "modifiers"),
-            *("option_rules", "option_table", "options", "split", "steps", "version"),
+            *("checks", "configs", "contradictions", "dialect", "errors", "forecasts", "loading", "method_configs"),
+            *("modifiers", "option_rules", "option_table", "options", "split", "steps", "version"),
         },
         set(),
     ),

@@ -70,7 +70,7 @@ class Case:
 
     def __init__(self, build: Callable[[], Sketch], **options: Any) -> None:
         self.original, sketch = build(), build()
-        self.gm, self.plan = before(sketch, "no pass has this name", **options)
+        self.gm, self.plan = before(sketch, "no pass has this name", calibrator_max_gain=None, **options)
         self.names = [value.live_out.name for value in self.plan.region.streams]
         self.state = new_state(self.plan)
         self.streams: list[list[Tensor]] = []

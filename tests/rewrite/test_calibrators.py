@@ -50,7 +50,7 @@ def test_taylorseer_keeps_two_steps_of_the_stream_and_one_of_the_indicator() -> 
         select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
         residual_diff: f32[2] = fxcache::residual_diff(add_1, stream, select_int, 1, 0.0)
         decide: (b8[], i64[], i64[], f32[1, 2]) = \
-            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, 'taylorseer 1', (0))
+            fxcache::decide(residual_diff, (), fxcache_health, fxcache_clock, fxcache_control, 'taylorseer 1 3.0', (0))
         getitem_1: b8[] = getitem(decide, 0)
         getitem_2: i64[] = getitem(decide, 1)
         getitem_3: i64[] = getitem(decide, 2)
@@ -84,7 +84,7 @@ def test_regression_keeps_the_indicator_of_every_step_and_observes_products() ->
     assert part(gm, "residual", "decide") == text("""
         residual_products: f64[3, 3] = fxcache::residual_products(add_1, stream, fxcache_reference, 1)
         decide: (b8[], i64[], i64[], f32[1, 2]) = fxcache::decide(residual_products, (), \
-            fxcache_health, fxcache_clock, fxcache_control, 'regression 0.0001', ())
+            fxcache_health, fxcache_clock, fxcache_control, 'regression 0.03 3.0', ())
     """)
     assert part(gm, "commit", "commit") == text("""
         commit_1: NoneType = fxcache::commit(getitem_2, add_1, stream, fxcache_reference, fxcache_health, 0, 1)
@@ -116,7 +116,7 @@ def test_dmd_keeps_the_products_of_every_predicted_stream() -> None:
     """)
     assert part(gm, "decide", "decide") == text("""
         decide: (b8[], i64[], i64[], f32[2, 4]) = fxcache::decide(residual_diff, (fxcache_gram_1, fxcache_gram_0), \
-            fxcache_health, fxcache_clock, fxcache_control, 'dmd 0 1e-08', (0))
+            fxcache_health, fxcache_clock, fxcache_control, 'dmd 0 1e-08 3.0', (0))
     """)
     assert part(gm, "commit", "window_products") == text("""
         commit_2: NoneType = fxcache::commit(getitem_4, add_3, image, fxcache_reference, fxcache_health, 0, 1)
@@ -149,7 +149,7 @@ def test_a_stream_that_is_not_predicted_has_one_entry_beside_one_of_several() ->
         fxcache_cache_0: f32[1, 3, 4]
         fxcache_cache_1: f32[2, 6, 4]
     """)
-    assert "'taylorseer 1', (0, 1))" in part(gm, "decide", "decide")
+    assert "'taylorseer 1 3.0', (0, 1))" in part(gm, "decide", "decide")
     assert part(gm, "commit", "commit") == text("""
         commit_2: NoneType = fxcache::commit(getitem_4, add_3, image, fxcache_reference, fxcache_health, 0, 1)
         commit_1: NoneType = fxcache::commit(getitem_4, getitem, add_2, fxcache_cache_0, fxcache_health, 1, 1)

@@ -20,6 +20,7 @@ from fxcache.calibrators.taylorseer import taylor_weights
 from fxcache.kernels import Forecaster, Window
 
 _ORDER = 2
+"""Of the polynomial that gives p: a parabola."""
 _LEAST_RIDGE = 1e-12
 """Without any, two equal steps, or more steps than dimensions, leave a matrix that has no inverse."""
 

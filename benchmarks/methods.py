@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ FEWER_STEPS = "fewer-steps"
 NOT_COMPILED = "none"
 Configure = Callable[[], Any]
 """Makes the configuration of a calibrator; None for reuse as it is."""
+RESIDUAL = ("residual",)
 BOTH = ("residual", "forecast")
+UNLIMITED: dict[str, Any] = {"calibrator_max_gain": None}
 CALIBRATORS: dict[str, tuple[Configure, tuple[str, ...]]] = {
-    "": (lambda: None, ("residual",)),
+    "": (lambda: None, RESIDUAL),
     "-taylorseer1": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1), BOTH),
     "-taylorseer2": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=2), BOTH),
     "-taylorseer3": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=3), BOTH),
-    "-taylorseer1-unlimited": (lambda: _unlimited(fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1)), BOTH[:1]),
-    "-taylorseer2-unlimited": (lambda: _unlimited(fxcache.TaylorSeerCalibratorConfig(taylorseer_order=2)), BOTH[:1]),
-    "-foca-unlimited": (lambda: _unlimited(fxcache.FoCaCalibratorConfig()), BOTH[:1]),
+    "-taylorseer1-unlimited": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1, **UNLIMITED), RESIDUAL),
+    "-taylorseer2-unlimited": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=2, **UNLIMITED), RESIDUAL),
+    "-foca-unlimited": (lambda: fxcache.FoCaCalibratorConfig(**UNLIMITED), RESIDUAL),
     "-foca": (lambda: fxcache.FoCaCalibratorConfig(), BOTH),
     "-dmd": (lambda: fxcache.DMDCalibratorConfig(), BOTH),
     "-regression": (lambda: fxcache.RegressionCalibratorConfig(), ("forecast",)),
@@ -35,7 +37,7 @@ PRUNING: dict[str, tuple[Configure, dict[str, Any]]] = {
     "-groups": (lambda: None, {"prune_group": 4}),
     "-previous": (lambda: None, {"prune_indicator": "previous"}),
     "-taylorseer1": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1), {}),
-    "-taylorseer1-unlimited": (lambda: _unlimited(fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1)), {}),
+    "-taylorseer1-unlimited": (lambda: fxcache.TaylorSeerCalibratorConfig(taylorseer_order=1, **UNLIMITED), {}),
 }
 """What the name of a method that prunes blocks ends in, its calibrator and its knobs."""
 
@@ -105,10 +107,6 @@ def open_uncached(setting: Setting, compiler: str) -> Run:
     if compiler != NOT_COMPILED:
         pipeline.transformer.compile(backend=compiler)
     return Run(pipeline, compiler)
-
-
-def _unlimited(config: Any) -> Any:
-    return replace(config, calibrator_max_gain=None)
 
 
 def own_methods() -> list[Method]:

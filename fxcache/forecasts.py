@@ -13,8 +13,12 @@ __all__ = ["forecast_of", "history_of"]
 
 def history_of(options: Options) -> int:
     """Return how many computed steps are stored per predicted stream."""
-    lengths = {"taylorseer": options.taylorseer_order + 1, "foca": 3, "dmd": options.dmd_history}
-    lengths["regression"] = options.regression_history
+    lengths = {
+        "taylorseer": options.taylorseer_order + 1,
+        "foca": 3,
+        "dmd": options.dmd_history,
+        "regression": options.regression_history,
+    }
     return lengths.get(options.calibrator or "", 1)
 
 

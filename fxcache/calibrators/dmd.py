@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxcache.calibrators.taylorseer import taylor_weights, within
+from fxcache.calibrators.taylorseer import unobserved_weights, within
 from fxcache.kernels import Forecaster, Window
 
 _LEAST = 4
@@ -37,7 +37,7 @@ def dmd(rank: float, ridge: float, limit: float = math.inf) -> Forecaster:
 def dmd_weights(window: Window, rank: int, ridge: float, limit: float = math.inf) -> list[float]:
     """Weights of the exponential fit, newest first; where their gain is above the limit, those of the line."""
     count = _evenly_spaced(window.times)
-    line = taylor_weights(Window(window.times, window.now), 1, limit)
+    line = unobserved_weights(window, 1, limit)
     if window.gram is None or count < _LEAST:
         return line
     period = window.times[0] - window.times[1]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from fxcache.calibrators.taylorseer import taylor_weights, within
+from fxcache.calibrators.taylorseer import unobserved_weights, within
 from fxcache.kernels import Forecaster, Window
 
 
@@ -50,5 +50,5 @@ def foca_weights(window: Window, limit: float = math.inf) -> list[float]:
     newest = [1.0, 0.0, 0.0]
     corrected = [y + 0.5 * ((p - y) + forward * s) for y, p, s in zip(newest, predicted, slope, strict=True)]
     if not within(corrected, limit):
-        return taylor_weights(Window(times, window.now), 1, limit)
+        return unobserved_weights(window, 1, limit)
     return [*corrected[:count], *[0.0] * (count - 3)]

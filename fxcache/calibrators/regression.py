@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 
-from fxcache.calibrators.taylorseer import taylor_weights
+from fxcache.calibrators.taylorseer import unobserved_weights
 from fxcache.kernels import Forecaster, Window
 
 _ORDER = 2
@@ -45,7 +45,7 @@ def regression_weights(window: Window, ridge: float, limit: float = math.inf) ->
     share = max(ridge, _LEAST_RIDGE)
     for i in range(count):
         scaled[i][i] += share
-    smooth = taylor_weights(Window(window.times, window.now), _ORDER, limit)
+    smooth = unobserved_weights(window, _ORDER, limit)
     toward, ones = _solutions(scaled, [[share * weight for weight in smooth], [1.0] * count])
     missing = (1.0 - sum(toward)) / sum(ones)
     return [weight + missing * one for weight, one in zip(toward, ones, strict=True)]

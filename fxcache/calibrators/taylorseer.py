@@ -31,16 +31,25 @@ def taylorseer(order: float, limit: float = math.inf) -> Forecaster:
 
 def taylor_weights(window: Window, order: int, limit: float = math.inf) -> list[float]:
     """Weights of the polynomial through the newest steps, newest first; the other steps weigh nothing."""
-    count = len(window.times)
-    candidates = [
-        [*lagrange_weights(window.times[:used], window.now), *[0.0] * (count - used)]
-        for used in range(1, min(order + 1, count) + 1)
-    ]
-    candidates = [weights for weights in candidates if within(weights, limit)]
-    products = window.products
+    candidates, products = _polynomials(window, order, limit), window.products
     if products is None:
         return candidates[-1]
     return min(candidates, key=lambda weights: forecast_error(products, weights))
+
+
+def unobserved_weights(window: Window, order: int, limit: float) -> list[float]:
+    """The same, whatever the first blocks show."""
+    return _polynomials(window, order, limit)[-1]
+
+
+def _polynomials(window: Window, order: int, limit: float) -> list[list[float]]:
+    """Weights of every order up to this one that keeps the limit, the lowest first."""
+    count = len(window.times)
+    found = (
+        [*lagrange_weights(window.times[:used], window.now), *[0.0] * (count - used)]
+        for used in range(1, min(order + 1, count) + 1)
+    )
+    return [weights for weights in found if within(weights, limit)]
 
 
 def gain(weights: Sequence[float]) -> float:

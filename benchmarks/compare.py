@@ -8,6 +8,7 @@ Each contestant has a process of its own around one set of weights, and they dra
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -20,12 +21,12 @@ from benchmarks.comparison.contestants import Contestant, chosen
 from benchmarks.comparison.costs import Costs, costs_of
 from benchmarks.comparison.entries import Stage
 from benchmarks.comparison.fixed import Competitor, begin, compete, prepare, rows_of
-from benchmarks.comparison.fronts import plot_fronts, summary_of
+from benchmarks.comparison.fronts import best_of_groups, plot_fronts, summary_of
 from benchmarks.comparison.grids import PRESETS, Frame, preset_mask
 from benchmarks.comparison.models import MODELS, Model, blocks_of
 from benchmarks.comparison.seats import RemoteSeat, Seat
 from benchmarks.comparison.shown import fixed_lines, show_prepared, summary_lines, sweep_lines
-from benchmarks.comparison.sweep import BASES, Plan, Row, Sweep, report_row, rows_to_measure
+from benchmarks.comparison.sweep import BASES, Plan, Row, Sweep, report_row, rows_again, rows_to_measure
 from benchmarks.report import RESULTS, environment, write_json
 
 SPEED = (
@@ -120,10 +121,11 @@ def _prepare_all(competitors: Sequence[Competitor], run: Run) -> None:
 
 def run_sweep(given: argparse.Namespace) -> dict[str, Any]:
     """Measure quality over speed; the JSON is written after every few rows."""
-    run = Run(given, FEW_STEPS if given.few_step else QUALITY)
+    again = given.best_of and best_rows(given)
+    run = Run(given, [row["method"] for row in again] if again else FEW_STEPS if given.few_step else QUALITY)
     frame = frame_of(given, run.model, run.stage)
-    plan = Plan(given.samples, given.rounds, frame, given.abreast)
-    rows = rows_to_measure(run.contestants, frame)
+    rows = rows_again(again) if again else rows_to_measure(run.contestants, frame)
+    plan = Plan(given.samples, given.rounds, frame, len(rows) if again else given.abreast, apart=bool(again))
     measured: dict[int, dict[str, Any]] = {}
 
     def done(here: Sequence[Row]) -> None:
@@ -145,9 +147,25 @@ def run_sweep(given: argparse.Namespace) -> dict[str, Any]:
     sweep = Sweep(plan, chosen(BASES, ()), run.place, done)
     sweep.run(rows)
     report = note()
-    plot_fronts(report["rows"], run.path.with_suffix(".png"), run.model.name)
+    if not again:
+        plot_fronts(report["rows"], run.path.with_suffix(".png"), run.model.name)
     print(summary_lines(report["summary"]))
     return report
+
+
+def best_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of an earlier report that are measured again; ValueError for one of another comparison."""
+    if not given.best_of.exists():
+        raise ValueError(f"--best-of {given.best_of}: expected the JSON of a comparison")
+    earlier = json.loads(given.best_of.read_text(encoding="utf-8"))
+    case = {"model": given.model, "steps": given.steps or MODELS[given.model].steps}
+    for name, value in case.items():
+        if earlier["case"][name] != value:
+            raise ValueError(f"--{name} {value}: expected {earlier['case'][name]}, that of {given.best_of}")
+    found = best_of_groups(earlier["rows"])
+    if not found:
+        raise ValueError(f"--best-of {given.best_of}: expected rows that are faster than plain Inductor")
+    return found
 
 
 def frame_of(given: argparse.Namespace, model: Model, stage: Stage) -> Frame:
@@ -165,17 +183,20 @@ def _check(given: argparse.Namespace) -> None:
             raise ValueError(f"--{name}={value}: expected at least {least}")
     if given.few_step and given.steps is None:
         raise ValueError("--few-step: expected --steps as well, such as --steps 8")
+    if given.best_of and (given.methods or given.schedules or given.few_step):
+        raise ValueError("--best-of: expected no --methods, --schedules or --few-step, which say what is measured too")
 
 
 def default_path(given: argparse.Namespace) -> Path:
     """Where the figures of a comparison go."""
-    ending = f"-{given.steps}-steps" if given.few_step else ""
+    ending = f"-{given.steps}-steps" if given.few_step else "-best" if given.best_of else ""
     return RESULTS / f"compare-{given.model}{ending}-{torch.device(given.device).type}.json"
 
 
 def _case(given: argparse.Namespace, steps: int, costs: Costs) -> dict[str, Any]:
     names = ("model", "device", "rounds", "samples", "count", "few_step", "together", "in_process")
     asked = {name: getattr(given, name) for name in names}
+    asked["best_of"] = given.best_of and given.best_of.name
     return {**asked, "inner": given.inner_backend, "steps": steps, "flops_of_a_call": costs.call}
 
 
@@ -190,6 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--samples", type=int, default=100, help="pictures per row of a trained model, over all rounds")
     parser.add_argument("--abreast", type=int, default=6, help="contestants that share the rounds of uncached models")
     parser.add_argument("--few-step", action="store_true", help="a quarter of the blocks at either end always run")
+    parser.add_argument(
+        "--best-of", type=Path, metavar="JSON", help="only what was the best of its project in an earlier comparison"
+    )
     parser.add_argument("--schedules", nargs="+", choices=PRESETS, help="compare speed at these masks")
     parser.add_argument("--count", type=int, default=1, help="pictures per generation in a comparison of speed")
     parser.add_argument("--no-examine", dest="examine", action="store_false", help="leave out memory and the profiler")

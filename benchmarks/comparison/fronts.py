@@ -16,6 +16,8 @@ SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
 GOOD_DB = 30.0
 """Pictures of this PSNR to the uncached ones are hard to tell from them."""
 OWN = "fxcache"
+UNCACHED = "all steps"
+"""The setting of a model without a cache that takes no step less."""
 
 
 def median(value: Any) -> float:
@@ -46,6 +48,15 @@ def fastest_at(rows: Rows, psnr_db: float) -> dict[str, Any] | None:
     """The fastest row among those of at least this PSNR."""
     good = [row for row in measured(rows) if row["psnr_db"] >= psnr_db]
     return max(good, key=lambda row: median(row["speedup_to_inductor"]), default=None)
+
+
+def best_of_groups(rows: Rows) -> list[dict[str, Any]]:
+    """The best row of every project at each speedup of the goals, and of fewer steps; each row once, by PSNR."""
+    cached = [row for row in measured(rows) if row["setting"] != UNCACHED]
+    groups = dict.fromkeys(row["group"] for row in cached)
+    best = [best_at([row for row in cached if row["group"] == group], each) for group in groups for each in SPEEDUPS]
+    found = {id(row): row for row in best if row is not None}
+    return sorted(found.values(), key=lambda row: -row["psnr_db"])
 
 
 def summary_of(rows: Rows) -> dict[str, Any]:

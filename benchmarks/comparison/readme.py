@@ -9,13 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.fronts import GOOD_DB, OWN, SPEEDUPS, best_at, fastest_at, measured, median, plot_fronts
+from benchmarks.comparison.fronts import (
+    GOOD_DB,
+    OWN,
+    SPEEDUPS,
+    UNCACHED,
+    best_at,
+    fastest_at,
+    measured,
+    median,
+    plot_fronts,
+)
 from benchmarks.report import ROOT
 
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "comparison.md"
 PICTURE = ROOT / "docs" / "images" / "compare.png"
-BEGIN, END = "<!-- compare: written by python -m benchmarks.compare --readme -->", "<!-- end of compare -->"
+Marks = tuple[str, str]
+"""Before and after a section that is written here."""
+COMPARE: Marks = ("<!-- compare: written by python -m benchmarks.compare --readme -->", "<!-- end of compare -->")
+BEST: Marks = ("<!-- best: written by python -m benchmarks.compare --best-of JSON --readme -->", "<!-- end of best -->")
 NOTHING = "-"
 
 
@@ -31,12 +44,16 @@ class Places:
 def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
     """Put the sections of a JSON into the README and the page, and its plot beside; return the JSON's content.
 
-    ValueError where there is no JSON, or no place for a section.
+    Where only the best settings were measured, the page alone has them, and there is no plot. ValueError where there is
+    no JSON, or no place for a section.
     """
     if not source.exists():
         raise ValueError(f"--readme: expected {source}, which a comparison writes")
     places = places or Places()
     report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    if report["case"].get("best_of"):
+        places.page.write_text(replaced(places.page, best_section(report, source, places), BEST), encoding="utf-8")
+        return report
     written = {file: replaced(file, section) for file, section in sections(report, source, places).items()}
     places.picture.parent.mkdir(parents=True, exist_ok=True)
     # drawn anew: a comparison that was broken off has written its figures and no plot
@@ -49,7 +66,7 @@ def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
 def sections(report: dict[str, Any], source: Path, places: Places) -> dict[Path, str]:
     """What every file says of a comparison, in Markdown: the README of the best methods, the page of all."""
     rows = report["rows"]
-    methods = list(dict.fromkeys(row["method"] for row in measured(rows) if row["setting"] != "all steps"))
+    methods = list(dict.fromkeys(row["method"] for row in measured(rows) if row["setting"] != UNCACHED))
     best = best_methods(rows)
     folder = places.readme.parent
     page, picture, name = (os.path.relpath(file, folder) for file in (places.page, places.picture, source))
@@ -76,11 +93,39 @@ def sections(report: dict[str, Any], source: Path, places: Places) -> dict[Path,
     return {file: "\n" + "\n".join(parts) + "\n" for file, parts in ((places.readme, short), (places.page, full))}
 
 
+def best_section(report: dict[str, Any], source: Path, places: Places) -> str:
+    """What the page says of the best settings, drawn in more pictures, in Markdown."""
+    case, name = report["case"], os.path.relpath(source, places.readme.parent)
+    words = (
+        f"`python -m benchmarks.compare --model {case['model']} --best-of benchmarks/results/{case['best_of']} "
+        f"--samples {case['samples']} --rounds {case['rounds']}`\n(`{name}`): whatever was the best of its project at "
+        f"one of the speedups above, in {case['samples']} pictures. Work is\nhow many times fewer operations it takes, "
+        "`read` the share of pictures that the judge reads as what was asked for, and\nthe last two columns have the "
+        "Fréchet distance in the judge's features to the uncached pictures and to real ones."
+    )
+    columns = ("", "setting", "work", "PSNR dB", "SSIM", "read", "to uncached", "to real")
+    lines = [columns, ["---"] * len(columns), *map(_best_line, measured(report["rows"]))]
+    return f"\n{words}\n\n{_lines(lines)}\n"
+
+
+def _best_line(row: dict[str, Any]) -> tuple[str, ...]:
+    far = [row[f"frechet_{name}"] for name in ("uncached", "real")]
+    return (
+        row["method"],
+        row["setting"],
+        f"{row['factor']:.2f}x",
+        f"{row['psnr_db']:.1f}",
+        f"{row['ssim']:.4f}",
+        f"{100 * row['accuracy']:.1f} %",
+        *(NOTHING if value is None else f"{value:.{digits}f}" for value, digits in zip(far, (3, 2), strict=True)),
+    )
+
+
 def best_methods(rows: Sequence[dict[str, Any]]) -> set[str]:
     """Who is the best of a project in some column of the table, and fxcache as it is without a calibrator."""
     found = {OWN}
     groups = {row["group"] for row in rows}
-    for own in ([row for row in rows if row["group"] == group and row["setting"] != "all steps"] for group in groups):
+    for own in ([row for row in rows if row["group"] == group and row["setting"] != UNCACHED] for group in groups):
         best = [*(best_at(own, speedup) for speedup in SPEEDUPS), fastest_at(own, GOOD_DB)]
         found |= {row["method"] for row in best if row is not None}
     return found
@@ -100,7 +145,10 @@ def _line(rows: Sequence[dict[str, Any]], method: str) -> tuple[str, ...]:
 def _table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
     columns = ("", *(f"{speedup:g}x" for speedup in SPEEDUPS), f"at {GOOD_DB:g} dB", "graph breaks")
     found = [_line([row for row in rows if row["method"] == method], method) for method in methods]
-    lines = [columns, ["---"] * len(columns), *found]
+    return _lines([columns, ["---"] * len(columns), *found])
+
+
+def _lines(lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -108,21 +156,22 @@ def _machine(machine: dict[str, Any]) -> str:
     return str(machine.get("gpu") or f"{machine['cores']} cores, {machine['cpu']}")
 
 
-def section_in(file: Path) -> str:
+def section_in(file: Path, marks: Marks = COMPARE) -> str:
     """What a file has between the marks; ValueError where they are not there once."""
-    return _parts(file)[1]
+    return _parts(file, marks)[1]
 
 
-def replaced(file: Path, section: str) -> str:
+def replaced(file: Path, section: str, marks: Marks = COMPARE) -> str:
     """The text of a file with another section between the marks."""
-    before, _, after = _parts(file)
-    return f"{before}{BEGIN}\n{section}{END}{after}"
+    before, _, after = _parts(file, marks)
+    begin, end = marks
+    return f"{before}{begin}\n{section}{end}{after}"
 
 
-def _parts(file: Path) -> tuple[str, str, str]:
-    text = file.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{file.name}: expected one {BEGIN} and one {END}")
-    before, _, rest = text.partition(BEGIN)
-    inside, _, after = rest.partition(END)
+def _parts(file: Path, marks: Marks) -> tuple[str, str, str]:
+    text, (begin, end) = file.read_text(encoding="utf-8"), marks
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{file.name}: expected one {begin} and one {end}")
+    before, _, rest = text.partition(begin)
+    inside, _, after = rest.partition(end)
     return before, inside, after

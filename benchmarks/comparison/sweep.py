@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.comparison.contestants import Contestant
+from benchmarks.comparison.contestants import Contestant, chosen
 from benchmarks.comparison.costs import Costs
+from benchmarks.comparison.fronts import UNCACHED
 from benchmarks.comparison.grids import Frame
 from benchmarks.comparison.measure import Drawn
 from benchmarks.comparison.seats import Examined, Prepared, Refused, Seat
@@ -42,6 +43,8 @@ class Plan:
     frame: Frame
     abreast: int
     """Contestants that share the rounds of the uncached models."""
+    apart: bool = False
+    """Whether every setting has a contestant of its own: more memory, and all of them in the same rounds."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.samples < self.rounds or self.samples % self.rounds:
@@ -77,8 +80,14 @@ def rows_to_measure(contestants: Sequence[Contestant], frame: Frame) -> list[Row
         if contestant.grid is not None:
             rows += [Row(contestant, contestant.fit(schedule)) for schedule in contestant.grid(frame)]
         elif contestant.name not in BASES:
-            rows.append(Row(contestant, Schedule("steps", frame.steps, words="all steps")))
+            rows.append(Row(contestant, Schedule("steps", frame.steps, words=UNCACHED)))
     return rows
+
+
+def rows_again(found: Sequence[dict[str, Any]]) -> list[Row]:
+    """Rows of a report, to be measured once more."""
+    names = [each.name for each in dataclasses.fields(Schedule)]
+    return [Row(*chosen([row["method"]], ()), Schedule(**{name: row[name] for name in names})) for row in found]
 
 
 class Sweep:
@@ -89,7 +98,7 @@ class Sweep:
     ) -> None:
         self._plan, self._place, self._done = plan, place, done
         self._order = random.Random(0)
-        full = Schedule("steps", plan.frame.steps, words="all steps")
+        full = Schedule("steps", plan.frame.steps, words=UNCACHED)
         self.bases = {base.name: Row(base, full) for base in bases}
         self._seats: dict[str, Seat] = {}
 
@@ -100,7 +109,7 @@ class Sweep:
                 self._open(row, self._place(row.contestant), "")
                 if row.refusal is not None:
                     raise RuntimeError(f"{row.contestant.name}: {row.refusal}")
-            for heat in _heats(rows, self._plan.abreast):
+            for heat in _heats(rows, self._plan):
                 self._run_heat(heat)
         finally:
             for seat in self._seats.values():
@@ -173,14 +182,13 @@ class Sweep:
             row.refusal = str(refusal)
 
 
-def _heats(rows: Sequence[Row], abreast: int) -> Iterator[list[list[Row]]]:
+def _heats(rows: Sequence[Row], plan: Plan) -> Iterator[list[list[Row]]]:
     """Rows by contestant and family, as many groups at a time as run abreast."""
-    key = [(row.contestant.name, row.schedule.family) for row in rows]
-    groups: list[list[Row]] = [
-        [row for row, its in zip(rows, key, strict=True) if its == each] for each in dict.fromkeys(key)
-    ]
-    for begin in range(0, len(groups), abreast):
-        yield groups[begin : begin + abreast]
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row if plan.apart else (row.contestant.name, row.schedule.family), []).append(row)
+    for begin in range(0, len(groups), plan.abreast):
+        yield list(groups.values())[begin : begin + plan.abreast]
 
 
 def report_row(row: Row, bases: dict[str, Row], reference: Any, plan: Plan, costs: Costs) -> dict[str, Any]:

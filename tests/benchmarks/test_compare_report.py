@@ -18,13 +18,14 @@ pytest.importorskip("tqdm")
 from PIL import Image
 
 from benchmarks import compare
-from benchmarks.comparison import contestants, grids
+from benchmarks.comparison import contestants, fronts, grids, sweep
 from benchmarks.comparison.contestants import chosen
 from benchmarks.comparison.entries import Stage
+from benchmarks.comparison.fronts import best_of_groups
 from benchmarks.comparison.models import MODELS
-from benchmarks.comparison.readme import Places, best_methods, section_in, sections, write_readme
+from benchmarks.comparison.readme import BEST, Places, best_methods, best_section, section_in, sections, write_readme
 from benchmarks.comparison.seats import Refused, Seat
-from benchmarks.report import ROOT
+from benchmarks.report import RESULTS, ROOT
 from benchmarks.schedules import Schedule
 
 STEPS, SAMPLES, ROUNDS = 8, 4, 2
@@ -144,6 +145,57 @@ def test_a_seat_says_what_went_wrong() -> None:
     seat.close()
 
 
+# --- the best once more
+
+
+@pytest.fixture(scope="module")
+def best(folder: Path) -> list[dict[str, Any]]:
+    arguments = ["--model", "digits", "--in-process", "--inner-backend", "eager", "--steps", str(STEPS)]
+    arguments += ["--samples", str(SAMPLES), "--rounds", str(ROUNDS), "--best-of", str(folder / "run.json")]
+    with pytest.MonkeyPatch.context() as patch:
+        # everything is fast enough, and so many pictures are enough
+        patch.setattr(fronts, "SPEEDUPS", (0.01,))
+        patch.setattr(sweep, "ENOUGH", SAMPLES)
+        content = compare.main([*arguments, "--json", str(folder / "best.json")])
+    assert content["case"]["best_of"] == "run.json" and not (folder / "best.png").exists()
+    written: list[dict[str, Any]] = json.loads((folder / "best.json").read_text())["rows"]
+    return written
+
+
+def test_the_best_of_every_project_are_measured_again(
+    best: list[dict[str, Any]], rows: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    assert [row["method"] for row in best[:2]] == list(compare.BASES)
+    cached = [row for row in rows.values() if row["refusal"] is None and row["setting"] != "all steps"]
+    wanted = {}
+    for row in sorted(cached, key=lambda row: row["psnr_db"]):
+        wanted[row["group"]] = row["method"], row["setting"]
+    assert {row["group"]: (row["method"], row["setting"]) for row in best[2:]} == wanted
+    for row in best:
+        earlier = rows[row["method"], row["setting"]]
+        # the same noise and the same decisions give the same pictures
+        assert row["psnr_db"] == pytest.approx(earlier["psnr_db"], abs=0.01) and row["factor"] == earlier["factor"]
+        assert row["frechet_uncached"] >= 0 and row["frechet_real"] > 0
+
+
+def test_the_page_of_the_best(best: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+    places = Places(tmp_path / "README.md", tmp_path / "page.md", tmp_path / "compare.png")
+    places.readme.write_text("left alone")
+    places.page.write_text(Places().page.read_text())
+    write_readme(folder / "best.json", places)
+    shown, before = section_in(places.page, BEST), section_in(Places().page)
+    assert section_in(places.page) == before and places.readme.read_text() == "left alone"
+    assert "--best-of benchmarks/results/run.json --samples 4 --rounds 2" in shown and not places.picture.exists()
+    for row in best:
+        assert f"| {row['method']} | {row['setting']} | {row['factor']:.2f}x | {row['psnr_db']:.1f} |" in shown
+
+
+def test_the_best_are_found_once() -> None:
+    rows = [*row("one", "peer", (3.5, 50.0), (6.5, 20.0)), *row("two", "peer", (6.5, 19.0), (2.5, 51.0))]
+    found = [(each["method"], each["psnr_db"]) for each in best_of_groups(rows)]
+    assert found == [("two", 51.0), ("one", 50.0), ("one", 20.0)]
+
+
 # --- arguments
 
 
@@ -169,6 +221,8 @@ def test_without_cache_dit_the_others_are_compared(
         (["--few-step"], "--few-step: expected --steps as well, such as --steps 8"),
         (["--abreast", "0"], "--abreast=0: expected at least 1"),
         (["--model", "flux-tiny", "--methods", "diffusers-pab"], "--methods diffusers-pab: expected contestants that"),
+        (["--best-of", "/nowhere.json"], "--best-of /nowhere.json: expected the JSON of a comparison"),
+        (["--best-of", "/nowhere.json", "--few-step", "--steps", "8"], "--best-of: expected no --methods, --sche"),
         (["--readme", "--json", "/nowhere.json"], "--readme: expected /nowhere.json, which a comparison writes"),
         (["--model", "flux-tiny", "--methods", "inductor+tuned"], "expected no +tuned together with --in-process"),
     ],
@@ -176,6 +230,24 @@ def test_without_cache_dit_the_others_are_compared(
 def test_wrong_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         compare.main(["--in-process", *arguments])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--steps", "9"], "--steps 9: expected 8, that of "),
+        (["--model", "scenes"], "--model scenes: expected digits, that of "),
+        ([], "expected rows that are faster than plain Inductor"),
+    ],
+)
+def test_the_best_of_another_comparison(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"case": {"model": "digits", "steps": STEPS}, "rows": []}))
+    with pytest.raises(SystemExit):
+        compare.main(["--best-of", str(path), "--steps", str(STEPS), *arguments])
     assert words in capsys.readouterr().err
 
 
@@ -190,10 +262,16 @@ def test_names_and_groups() -> None:
 
 
 def test_readme_and_page_have_what_the_json_gives() -> None:
-    given = type("Given", (), {"few_step": False, "model": "digits", "device": "cpu", "steps": None})()
-    source = compare.default_path(given)
+    source = RESULTS / "compare-digits-cpu.json"
     for file, wanted in sections(json.loads(source.read_text()), source, Places()).items():
         assert section_in(file).strip() == wanted.strip(), "run python -m benchmarks.compare --readme"
+
+
+def test_the_page_has_what_the_json_of_the_best_gives_and_nothing_without_one() -> None:
+    source, wanted = RESULTS / "compare-digits-best-cpu.json", ""
+    if source.exists():
+        wanted = best_section(json.loads(source.read_text()), source, Places())
+    assert section_in(Places().page, BEST).strip() == wanted.strip()
 
 
 def row(method: str, group: str, *points: tuple[float, float]) -> list[dict[str, Any]]:

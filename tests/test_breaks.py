@@ -105,10 +105,11 @@ def test_what_comes_out_of_another_graph_tells_no_branch_apart():
     model = BreakBefore().eval()
     compiled = torch.compile(model, backend="fxcache", options=OPTIONS)
     with torch.no_grad(), api.generation():
-        for call in loop(4):
+        for step, call in enumerate(loop(4)):
             compiled(*call)
-            compiled(call[0], call[1], call[2] + 1)  # the other branch, whose text is new in every call
-    assert sorted(decisions(model)) == ["C", "C", "C", "C", "C..."]
+            compiled(call[0], call[1], call[2] + 1)  # the other branch, whose text is made anew in every call
+            compiled(call[0], call[1], call[2] + 2 + step)  # one that is another in every call
+    assert sorted(decisions(model)) == ["C", "C", "C", "C", "C...", "C..."]
 
 
 def test_breaks_in_every_block_are_refused_once():

@@ -80,6 +80,12 @@ class Request:
     times: list[torch.Tensor]
     x: torch.Tensor
     in_place: bool
+    rebuilt: bool
+    """The conditioning is made anew for every call."""
+    parts: int
+    """Calls per step and branch: tiles of a picture, say."""
+    comes_back: bool
+    """Its times come twice, and only their values tell so."""
     drift: float
     task: contextvars.Context
     """Where it runs, as an asyncio task would."""
@@ -116,6 +122,8 @@ REQUEST = st.fixed_dictionaries(
         "views": st.booleans(),
         "twice": st.booleans(),
         "in_place": st.booleans(),
+        "rebuilt": st.booleans(),
+        "parts": st.sampled_from([1, 1, 3]),
     }
 )
 
@@ -171,6 +179,8 @@ class Requests(RuleBasedStateMachine):
     def start_over(self, turns: list[tuple[int, int]]) -> None:
         reset(self.subject.model)
         self.oracle.forget()
+        # behind a single step, the time that comes twice would be the first one: that of parts of one picture
+        self.leave(lambda request: request.comes_back and request.step == 1)
         for request in self.requests:
             request.last = None  # the same call again would be a first call
         self.go_on(turns)
@@ -182,7 +192,7 @@ class Requests(RuleBasedStateMachine):
         possible = [request for request in self.requests if which(request)]
         return possible[who % len(possible)] if possible else None
 
-    def add(self, kind, prompt, steps, shape, dtype, drift, named, views, twice, in_place) -> None:
+    def add(self, kind, prompt, steps, shape, dtype, drift, named, views, twice, in_place, rebuilt, parts) -> None:
         self.leave(lambda other: kind in ("ambient", "steps") and (other.kind, other.prompt) == (kind, prompt))
         schedule = torch.linspace(1, 0.1, steps) if prompt else torch.linspace(0.1, 1, steps)
         if twice and (views or kind in ("explicit", "loop")):  # second order: every time but the first comes twice
@@ -195,6 +205,10 @@ class Requests(RuleBasedStateMachine):
             times=[(time if views else time.clone()).expand(shape[0]) for time in schedule],
             x=self.draw(shape[1], shape[0]).to(dtype),
             in_place=in_place,
+            rebuilt=rebuilt and kind in ("explicit", "loop"),
+            # of parts each evaluation at a time that comes twice would be one of its own
+            parts=parts if kind in ("explicit", "loop") and (views or not twice) else 1,
+            comes_back=twice and not views,
             drift=drift,
             task=contextvars.Context() if kind == "loop" else self.ambient,
             handle=generation() if kind == "explicit" else None,
@@ -220,18 +234,22 @@ class Requests(RuleBasedStateMachine):
         if request.poison:
             x, request.poison = x.clone(), False
             x[0, 0, 0] = torch.nan
-        for branch in range(2):
-            self.call(request, branch, x, request.times[request.step], stored=True)
+        for part in range(request.parts):
+            piece = x + 0.3 * part if part else x
+            for branch in range(2):
+                self.call(request, branch, piece, request.times[request.step], stored=True, part=part)
         request.last = (x, request.times[request.step])
         request.step += 1
 
     def leave(self, which: Callable[[Request], bool]) -> None:
         self.requests = [request for request in self.requests if not which(request)]
 
-    def call(self, request: Request, branch: int, x: torch.Tensor, t: torch.Tensor, stored: bool) -> None:
+    def call(
+        self, request: Request, branch: int, x: torch.Tensor, t: torch.Tensor, stored: bool, part: int = 0
+    ) -> None:
         text = self.texts[request.prompt, 0 if request.named else branch, x.shape[0]]
         self.subject.seen.clear()
-        label = Label(request.number, branch, request.step if request.kind == "steps" else None)
+        label = Label(request.number, (branch, part), request.step if request.kind == "steps" else None)
         out = request.task.run(self.real, request, branch, x, t, text)
         ((lease, outcome),) = self.subject.seen
         assert lease.store == stored, f"{lease.reason} at step {request.step} of {request}"
@@ -257,6 +275,7 @@ class Requests(RuleBasedStateMachine):
                 stack.enter_context(request.handle)
             if request.kind == "steps":
                 stack.enter_context(context(f"{name} {request.prompt}", step_index=request.step))
+            if request.kind == "steps" or request.rebuilt:
                 text = text.clone()
             if request.named:
                 stack.callback(_cache_context.reset, _cache_context.set(Branch(name)))

@@ -7,7 +7,6 @@ generation has begun in it. In doubt a call is computed and leaves no trace.
 
 from __future__ import annotations
 
-import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -165,16 +164,19 @@ class Attribution:
             return [model.record() for model in self._table.having(parameters)]
 
     def _context(self, model: ModelState, info: GraphInfo, call: Call) -> Context:
-        """Return the context of a call; of calls that nothing tells apart the n-th of the step goes to the n-th one."""
-        first = key_of(call, model.options)
+        """Return the context of a call; the n-th of a step has the n-th where only their order tells them apart."""
+        first, separate = key_of(call, model.options), model.options.enable_separate_cfg
         watched = call.conditioning if first.conditioning else ()
-        for order in itertools.count():
+        order = 0
+        while True:
             context = self._table.context(model, info, first._replace(order=order), call.run, watched)
             if context.owner is not None and not context.busy:
                 _abandon(model, context)  # its call has vanished without a word
-            if context.busy or not (model.options.enable_separate_cfg and call.repeats(context)):
+            if not context.busy and separate is not False and call.is_elsewhere(context):
+                context.has_neighbours = True
+            elif context.busy or not (separate and call.repeats(context)):
                 return context
-        raise AssertionError("endless")
+            order += 1
 
     def _lease(self, model: ModelState, context: Context, call: Call, stamp: Stamp) -> Lease:
         options = model.options
@@ -316,9 +318,9 @@ def _abandon(model: ModelState, context: Context) -> None:
 
 def _restart(model: ModelState, context: Context, outcome: Outcome) -> None:
     """The device has seen the time start again, at this call or at one before it that nobody asked about."""
-    clock, latents, source = context.device_clock, context.latents, context.source
+    kept = context.device_clock, context.latents, context.source, context.timestep
     model.restart(context)
-    context.device_clock, context.latents, context.source = clock, latents, source
+    context.device_clock, context.latents, context.source, context.timestep = kept
     if outcome.time is not None and math.isfinite(outcome.time[0]):
         context.counters.step = max(0, round(abs(outcome.time[0])) - 1)
         context.refresh(model.options)

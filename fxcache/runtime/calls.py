@@ -9,7 +9,7 @@ from operator import itemgetter
 import torch
 
 from fxcache.runtime.arguments import arguments
-from fxcache.runtime.clock import DeviceClock, Reading, host_number, read_time
+from fxcache.runtime.clock import DeviceClock, Reading, host_number, read_time, telling
 from fxcache.runtime.contexts import ActivationSignature, Context, ContextKey, TimeSource
 from fxcache.runtime.generation import Branch, Run, current_branch, current_run
 from fxcache.runtime.identity import Identities, identity_key
@@ -64,6 +64,10 @@ class Call:
         return TimeSource.DEVICE if isinstance(self.timestep, torch.Tensor) else TimeSource.NONE
 
     @property
+    def _timesteps(self) -> tuple[torch.Tensor, ...]:
+        return (self.timestep,) if isinstance(self.timestep, torch.Tensor) else ()
+
+    @property
     def key(self) -> ContextKey:
         """The key of the context it belongs to."""
         return ContextKey(
@@ -116,6 +120,25 @@ class Call:
         # an inference tensor may have been written in place unseen: then only the device's clock can tell
         return last.versioned or not isinstance(self.timestep, torch.Tensor)
 
+    def is_elsewhere(self, context: Context) -> bool:
+        """Return whether the context has had its call of this step, and this one is about another part of the picture.
+
+        Tiles of a picture and windows of a video come with one prompt at one time. A scheduler of second order comes
+        back to a time as well, but never to the first one: how many parts there are shows in the first step.
+        """
+        if self.explicit is not None or self.step_index is not None or not self.run.bounded:
+            return False
+        if not self.at_time_of(context) or self.repeats(context):
+            return False
+        return context.has_neighbours or not (context.has_moved or self.run.comes_back)
+
+    def at_time_of(self, context: Context) -> bool:
+        """Return whether the context's previous call came at this time: the same on the host, or the same tensor."""
+        if self.reading is not None:
+            return context.host_clock.reads(self.reading)
+        last = context.timestep
+        return last is not None and bool(last.key) and last.versioned and last.same(Identities(self._timesteps))
+
     def restarts(self, context: Context, default_period: int | None) -> bool:
         """Return whether the host can see that another generation begins with this call."""
         if context.latents is None:
@@ -136,6 +159,11 @@ class Call:
             context.step_index = self.step_index
             if self.explicit is not None:
                 context.counters.step = self.step_index
+        if last is not None:
+            again = self.at_time_of(context)
+            self.run.comes_back |= again and context.has_moved
+            context.has_moved |= not again
+        context.timestep = Identities(self._timesteps)
         if self.reading is not None:
             context.host_clock.advance(self.reading)
         if self.source is not TimeSource.DEVICE or not isinstance(self.timestep, torch.Tensor):
@@ -154,7 +182,7 @@ class Call:
 def describe(info: GraphInfo, args: Sequence[object], host_readable: Callable[[torch.Tensor], bool]) -> Call:
     """Return what shows of a call of this graph with these flat inputs."""
     roles, explicit = info.roles, current_branch()
-    timestep = args[roles.timestep[0]] if roles.timestep else None
+    timestep = telling([args[position] for position in roles.timestep])
     latents, conditioning = tensors_at(args, roles.latents), tensors_at(args, roles.conditioning)
     rest: tuple[Hashable, ...] = ()
     given = arguments() if info.is_fragment else None

@@ -15,7 +15,7 @@ import torch
 from fxcache.options import Options
 from fxcache.policies import Counters, Policy, policy_of
 from fxcache.runtime.clock import DeviceClock, HostClock
-from fxcache.runtime.identity import Identities
+from fxcache.runtime.identity import Identities, Kept
 from fxcache.runtime.interface import GraphInfo, Lease, Reason, Stored, TensorSpec
 from fxcache.runtime.records import MAX_ENDED_KEPT, ContextRecord, ModelRecord, Statistics
 from fxcache.runtime.weights import Stamp
@@ -48,7 +48,7 @@ class ContextKey(NamedTuple):
     signature: str
     activations: ActivationSignature
     order: int = 0
-    """Place in the step, where nothing else tells its calls apart."""
+    """Place in the step, where its calls are about parts of one picture, or nothing else tells them apart."""
     arguments: tuple[Hashable, ...] = ()
     """What else the model was called with, where its graphs do not show it."""
 
@@ -105,6 +105,10 @@ class Context:
         self.generation = generation
         self.branch = branch
         self.conditioning = conditioning
+        self.kept: Kept | None = None
+        """The values of its conditioning, where a call may come with others of the same values."""
+        self.passed_over = 0
+        """New branches of its kind since its conditioning is gone."""
         self.specs: tuple[TensorSpec, ...] = ()
         self.tensors: list[torch.Tensor] = []
         self.owner: weakref.ref[Lease] | None = None
@@ -145,6 +149,12 @@ class Context:
         """The branch that led it last, and the era of that one."""
         self.conditioned: Identities | None = None
         """The conditioning of the previous call, where it does not tell branches apart."""
+        self.has_neighbours = self.key.order > 0
+        """Whether calls at one time are about other parts of the picture."""
+        self.timestep: Identities | None = None
+        """Of the previous call."""
+        self.has_moved = False
+        """Whether there was a call at another time than the first one."""
         self.sizes: tuple[int, ...] = ()
         """Those that depend on data, as met by the previous call."""
         self.host_clock = HostClock()
@@ -280,6 +290,7 @@ class ModelState:
             context.valid = False
             context.tensors = []
             context.specs = ()
+            context.kept = None
 
     def drop_where(self, wanted: Callable[[Context], bool]) -> None:
         """Drop every context for which `wanted` holds."""

@@ -51,6 +51,8 @@ class Run:
         """A hint: second-order schedulers call the model more often."""
         self.seen_to_end = False
         """Whether its end will show, so that another loop beginning is not taken for it."""
+        self.comes_back = False
+        """Whether a branch was called at one time twice, as by a scheduler of second order."""
         self._end = _End(self.serial)
         weakref.finalize(self, self._end.fire).atexit = False
 

@@ -1,4 +1,7 @@
-"""Tell tensor objects apart: by identity and version, through weak references, never by value or address alone."""
+"""Tell tensor objects apart: by identity and version, through weak references, never by address alone.
+
+Values are looked at in one case: those of objects that are gone, kept for as long as their run goes on.
+"""
 
 from __future__ import annotations
 
@@ -52,3 +55,23 @@ class Identities:
 def identity_key(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]:
     """Return (id, version) of each tensor; valid while the caller holds them."""
     return tuple((id(tensor), version_of(tensor)) for tensor in tensors)
+
+
+class Kept:
+    """The values of a few tensors, to be known again when the objects are gone."""
+
+    __slots__ = ("_tensors", "_versions")
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        # nobody counts writes to an inference tensor, also not to what others have of its storage
+        self._tensors = tuple(
+            tensor.detach().clone() if version_of(tensor) == NO_VERSION else tensor.detach() for tensor in tensors
+        )
+        self._versions = tuple(version_of(tensor) for tensor in self._tensors)
+
+    def equal(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these have the same values, and what is kept has not been written over. Waits for their device."""
+        return self._versions == tuple(version_of(tensor) for tensor in self._tensors) and all(
+            kept.device == tensor.device and kept.dtype == tensor.dtype and torch.equal(kept, tensor)
+            for kept, tensor in zip(self._tensors, tensors, strict=True)
+        )

@@ -11,9 +11,10 @@ import torch
 from fxcache.options import Options
 from fxcache.runtime.contexts import Context, ContextKey, ModelState
 from fxcache.runtime.generation import Run
-from fxcache.runtime.identity import Identities
+from fxcache.runtime.identity import Identities, Kept
 from fxcache.runtime.interface import GraphInfo
 from fxcache.runtime.mailbox import Mailbox
+from fxcache.runtime.rebuilt import find_equal, go_on, leave
 
 Message = Callable[["ModelTable"], None]
 
@@ -48,16 +49,25 @@ class ModelTable:
     def context(
         self, model: ModelState, info: GraphInfo, key: ContextKey, run: Run, conditioning: Sequence[torch.Tensor]
     ) -> Context:
-        """Return the model's context for this key, a new one if need be."""
+        """Return the model's context for this key, a new one if need be.
+
+        In a run whose end is known, conditioning that is made anew for every call goes on with the context of that
+        with the same values, if that is gone.
+        """
         context = model.find(key)
         if context is None:
             reference = weakref.ref(model)
-            gone = self._callback(lambda _: _drop(reference, key))
-            threshold = model.options.effective_threshold
+            gone = self._callback(lambda _: _leave(reference, key))
             watched = Identities(conditioning, gone)
-            context = Context(key, info, threshold, run.label, model.label(key), watched)
-            model.add(context)
-            self._watch(run)
+            context = find_equal(model, key, conditioning)
+            if context is None:
+                threshold = model.options.effective_threshold
+                context = Context(key, info, threshold, run.label, model.label(key), watched)
+                model.add(context)
+                self._watch(run)
+            else:
+                go_on(model, context, key, watched)
+            context.kept = Kept(conditioning) if run.bounded and conditioning else None
         return context
 
     def change(self, parameters: tuple[torch.Tensor, ...], base: Options, options: Options) -> None:
@@ -139,7 +149,7 @@ class _Change:
         return not own.isdisjoint(map(id, parameters))
 
 
-def _drop(reference: weakref.ref[ModelState], key: ContextKey) -> None:
+def _leave(reference: weakref.ref[ModelState], key: ContextKey) -> None:
     model = reference()
     if model is not None:
-        model.drop(key)
+        leave(model, key)

@@ -292,7 +292,7 @@ def test_by_order_the_second_call_follows_too(attribution, cond):
 
 
 def new_prompt() -> torch.Tensor:
-    return torch.ones(1, 3)
+    return torch.randn(1, 3)
 
 
 def test_new_conditioning_in_every_call_is_one_branch_if_there_is_only_one(attribution):

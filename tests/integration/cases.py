@@ -13,6 +13,7 @@ import diffusers as D
 from tests.integration.eager import BLOCKS, DOUBLE_SINGLE, PICTURE_FIRST, Blocks
 from tests.models.pipelines import PIPELINES, pixart
 from tests.models.pipelines_chunks import PIPELINES_CHUNKS
+from tests.models.pipelines_guided import PIPELINES_GUIDED
 from tests.models.pipelines_image import PIPELINES_IMAGE
 from tests.models.pipelines_video import PIPELINES_VIDEO
 from tests.models.tiny_pipeline import TinyPipeline
@@ -62,6 +63,8 @@ class Case:
     """Whether its compilation takes more than half a minute, or shows little that another case does not."""
     warmup: int = 1
     """Calls of a generation before the first that may be reused: two where the first has to find out a size."""
+    exclusive: bool = False
+    """Whether a generation changes the model and changes it back, so that two cannot take turns on it."""
     refusal: str | None = None
     """What the refusal says, where the blocks do not come in one graph."""
 
@@ -100,7 +103,7 @@ def _case(
     return Case(build, _first_line(build), blocks, order, **more)
 
 
-_P, _I, _V, _C = PIPELINES, PIPELINES_IMAGE, PIPELINES_VIDEO, PIPELINES_CHUNKS
+_P, _I, _V, _C, _G = PIPELINES, PIPELINES_IMAGE, PIPELINES_VIDEO, PIPELINES_CHUNKS, PIPELINES_GUIDED
 CASES: dict[str, Case] = {
     "flux": _case(_P["flux"], BLOCKS["flux"], NAMED, family="flux"),
     "flux_plain": _case(_I["flux_plain"], BLOCKS["flux"], turns("cond"), family="flux"),
@@ -118,8 +121,10 @@ CASES: dict[str, Case] = {
         family="sd3",
         sizes=True,
     ),
-    "qwen": _case(_P["qwen"], BLOCKS["qwen"], NAMED),
+    "qwen": _case(_P["qwen"], BLOCKS["qwen"], NAMED, family="qwen"),
+    "qwen_modular": _case(_G["qwen_modular"], BLOCKS["qwen"], TWO, family="qwen"),
     "sana": _case(_I["sana"], ALONE, ONE, sizes=True),
+    "sana_pag": _case(_G["sana_pag"], ALONE, ONE, exclusive=True),
     "lumina2": _case(_I["lumina2"], Blocks(("layers",)), TWO, sizes=True, family="lumina2"),
     "lumina2_truncated": _case(
         _I["lumina2_truncated"],
@@ -145,6 +150,7 @@ CASES: dict[str, Case] = {
     ),
     "dit": _case(_P["dit"], BLOCKS["dit"], ONE),
     "pixart": _case(_P["pixart"], BLOCKS["pixart"], ONE),
+    "pixart_pag": _case(_G["pixart_pag"], BLOCKS["pixart"], ONE, layers=4, exclusive=True),
     **{
         f"pixart_{name}": Case(
             partial(_pixart_with, scheduler),
@@ -168,6 +174,7 @@ CASES: dict[str, Case] = {
     ),
     "hunyuan_video15": _case(_V["hunyuan_video15"], TEXT_TOO, GUIDER),
     "motif_video": _case(_V["motif_video"], Blocks(DOUBLE_SINGLE, PICTURE_FIRST), GUIDER),
+    "ace_step": _case(_G["ace_step"], Blocks(("layers",)), ONE),
     "ltx": _case(_V["ltx"], ALONE, turns("cond_uncond"), sizes=True),
     "ltx2": _case(
         _C["ltx2"],
@@ -187,6 +194,8 @@ CASES: dict[str, Case] = {
 """All cases."""
 
 NOT_BUILT: dict[str, str] = {
+    "StableDiffusion3PAGPipeline": "its attention writes into a view made with as_strided, which torch.compile refuses "
+    "with every backend that traces to ATen",
     "StableAudioPipeline with CosineDPMSolverMultistepScheduler": "its noise needs the package torchsde; tried with "
     "EulerDiscreteScheduler instead",
 }

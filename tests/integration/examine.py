@@ -342,4 +342,6 @@ REFUSED_CHECKS: tuple[Callable[[Examined], None], ...] = (refused_once_and_plain
 
 
 def checks_of(case: Case) -> tuple[Callable[[Examined], None], ...]:
-    return REFUSED_CHECKS if case.refusal else CHECKS
+    if case.refusal:
+        return REFUSED_CHECKS
+    return tuple(check for check in CHECKS if not (case.exclusive and check is interleaved_is_alone))

@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers as D
 import torch
+from diffusers.modular_pipelines import ModularPipeline
 
 from tests.models.pipelines import flux, wan
 from tests.models.tiny import seeded
@@ -84,5 +85,9 @@ def twin(tiny: TinyPipeline) -> TinyPipeline:
     given = tiny.pipe.components
     parts = {name: part if name.startswith("transformer") else copy.deepcopy(part) for name, part in given.items()}
     config = {name: value for name, value in tiny.pipe.config.items() if name in ("boundary_ratio", "expand_timesteps")}
-    other = type(tiny.pipe)(**{**parts, **config})
+    if isinstance(tiny.pipe, ModularPipeline):
+        other = type(tiny.pipe.blocks)().init_pipeline()
+        other.update_components(**parts)
+    else:
+        other = type(tiny.pipe)(**{**parts, **config})
     return TinyPipeline(quiet(other), tiny.request, tiny.separate, tiny.context_names, tiny.extra)

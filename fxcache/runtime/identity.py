@@ -57,6 +57,11 @@ def identity_key(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]
     return tuple((id(tensor), version_of(tensor)) for tensor in tensors)
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the values can be compared with others: no subclass, no sparse or nested layout."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+
+
 class Kept:
     """The values of a few tensors, to be known again when the objects are gone."""
 
@@ -71,7 +76,11 @@ class Kept:
 
     def equal(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these have the same values, and what is kept has not been written over. Waits for their device."""
-        return self._versions == tuple(version_of(tensor) for tensor in self._tensors) and all(
-            kept.device == tensor.device and kept.dtype == tensor.dtype and torch.equal(kept, tensor)
+        if len(tensors) != len(self._tensors) or self._versions != tuple(map(version_of, self._tensors)):
+            return False
+        return all(
+            is_plain(tensor)
+            and (kept.device, kept.dtype) == (tensor.device, tensor.dtype)
+            and torch.equal(kept, tensor)
             for kept, tensor in zip(self._tensors, tensors, strict=True)
         )

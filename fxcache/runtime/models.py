@@ -11,7 +11,7 @@ import torch
 from fxcache.options import Options
 from fxcache.runtime.contexts import Context, ContextKey, ModelState
 from fxcache.runtime.generation import Run
-from fxcache.runtime.identity import Identities, Kept
+from fxcache.runtime.identity import Identities, Kept, is_plain
 from fxcache.runtime.interface import GraphInfo
 from fxcache.runtime.mailbox import Mailbox
 from fxcache.runtime.rebuilt import find_equal, go_on, leave
@@ -67,7 +67,8 @@ class ModelTable:
                 self._watch(run)
             else:
                 go_on(model, context, key, watched)
-            context.kept = Kept(conditioning) if run.bounded and conditioning else None
+            can_be_kept = run.bounded and conditioning and all(map(is_plain, conditioning))
+            context.kept = Kept(conditioning) if can_be_kept else None
         return context
 
     def change(self, parameters: tuple[torch.Tensor, ...], base: Options, options: Options) -> None:

@@ -136,6 +136,26 @@ def test_not_a_number_is_equal_to_nothing(model):
         assert run(model, text(float("nan"))) == ["C" * STEPS]
 
 
+class Wrapped(torch.Tensor):
+    """A subclass may not know how to compare."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        assert func is not torch.equal
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda: torch.ones(1, 3).as_subclass(Wrapped), lambda: torch.ones(1, 3).to_sparse()],
+    ids=["subclass", "sparse"],
+)
+def test_what_cannot_be_compared_is_new_in_every_call(model, made):
+    with Generation():
+        assert run(model, made) == ["C" * STEPS]
+        assert run(model, text(1.0), made) == [WORD, "C" * STEPS]
+
+
 def test_what_is_kept_goes_with_the_run(model):
     def kept() -> int:
         gc.collect()

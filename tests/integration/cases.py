@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
     ),
     "dit": _case(_P["dit"], BLOCKS["dit"], ONE),
     "pixart": _case(_P["pixart"], BLOCKS["pixart"], ONE),
-    "pixart_pag": _case(_G["pixart_pag"], BLOCKS["pixart"], ONE, layers=4, exclusive=True),
+    "pixart_pag": _case(_G["pixart_pag"], BLOCKS["pixart"], ONE, layers=4, exclusive=True, slow=True),
     **{
         f"pixart_{name}": Case(
             partial(_pixart_with, scheduler),

@@ -54,6 +54,7 @@ def test_a_call_without_some_layers(name, check):
     check(Examined(SKIPPING[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SKIPPING)
 def test_it_is_compiled_as_often_as_without_fxcache(name):
     graphs = []

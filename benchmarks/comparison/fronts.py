@@ -50,11 +50,18 @@ def fastest_at(rows: Rows, psnr_db: float) -> dict[str, Any] | None:
     return max(good, key=lambda row: median(row["speedup_to_inductor"]), default=None)
 
 
+def by_group(rows: Rows) -> list[list[dict[str, Any]]]:
+    """What was measured of every project, and of fewer steps, without the uncached models."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in measured(rows):
+        if row["setting"] != UNCACHED:
+            groups.setdefault(row["group"], []).append(row)
+    return list(groups.values())
+
+
 def best_of_groups(rows: Rows) -> list[dict[str, Any]]:
     """The best row of every project at each speedup of the goals, and of fewer steps; each row once, by PSNR."""
-    cached = [row for row in measured(rows) if row["setting"] != UNCACHED]
-    groups = dict.fromkeys(row["group"] for row in cached)
-    best = [best_at([row for row in cached if row["group"] == group], each) for group in groups for each in SPEEDUPS]
+    best = [best_at(group, speedup) for group in by_group(rows) for speedup in SPEEDUPS]
     found = {id(row): row for row in best if row is not None}
     return sorted(found.values(), key=lambda row: -row["psnr_db"])
 

@@ -15,6 +15,8 @@ from benchmarks.comparison.fronts import (
     SPEEDUPS,
     UNCACHED,
     best_at,
+    best_of_groups,
+    by_group,
     fastest_at,
     measured,
     median,
@@ -123,12 +125,8 @@ def _best_line(row: dict[str, Any]) -> tuple[str, ...]:
 
 def best_methods(rows: Sequence[dict[str, Any]]) -> set[str]:
     """Who is the best of a project in some column of the table, and fxcache as it is without a calibrator."""
-    found = {OWN}
-    groups = {row["group"] for row in rows}
-    for own in ([row for row in rows if row["group"] == group and row["setting"] != UNCACHED] for group in groups):
-        best = [*(best_at(own, speedup) for speedup in SPEEDUPS), fastest_at(own, GOOD_DB)]
-        found |= {row["method"] for row in best if row is not None}
-    return found
+    best = [*best_of_groups(rows), *(fastest_at(group, GOOD_DB) for group in by_group(rows))]
+    return {OWN, *(row["method"] for row in best if row is not None)}
 
 
 def _line(rows: Sequence[dict[str, Any]], method: str) -> tuple[str, ...]:

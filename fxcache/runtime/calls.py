@@ -163,9 +163,10 @@ class Call:
             again = self.at_time_of(context)
             self.run.comes_back |= again and context.has_moved
             context.has_moved |= not again
-        context.timestep = Identities(self._timesteps)
         if self.reading is not None:
             context.host_clock.advance(self.reading)
+        else:
+            context.timestep = Identities(self._timesteps)
         if self.source is not TimeSource.DEVICE or not isinstance(self.timestep, torch.Tensor):
             return None
         if context.device_clock is None:

@@ -152,7 +152,7 @@ class Context:
         self.has_neighbours = self.key.order > 0
         """Whether calls at one time are about other parts of the picture."""
         self.timestep: Identities | None = None
-        """Of the previous call."""
+        """Of the previous call, where the host does not know its time."""
         self.has_moved = False
         """Whether there was a call at another time than the first one."""
         self.sizes: tuple[int, ...] = ()

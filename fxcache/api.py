@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from fxcache.configs import CacheConfig, CalibratorConfig, check_configs
 from fxcache.dialect import without_foreign
-from fxcache.enabled import disable, enable
+from fxcache.enabled import COMPILE_ARGUMENTS, disable, enable
 from fxcache.errors import StateError
 from fxcache.modifiers import Modifiers, chosen_modifiers
 from fxcache.options import Options
@@ -20,9 +20,6 @@ __all__ = ["context", "disable_cache", "enable_cache", "generation", "reset", "s
 
 Target = TypeVar("Target")
 
-_COMPILE_ARGUMENTS = ("fullgraph", "dynamic")
-"""Arguments of `torch.compile` that `enable_cache` hands on."""
-
 
 def enable_cache(
     target: Target,
@@ -34,7 +31,8 @@ def enable_cache(
     """Compile the transformers of a pipeline, or a bare module, in place with the fxcache backend; return the target.
 
     `cache_config` says when a step is reused, `calibrator_config` how it is then predicted (None: as the last computed
-    one). `options` are the backend's options, which win over both, and `fullgraph` and `dynamic` as in `torch.compile`.
+    one). `options` are the backend's options, which win over both, and as in `torch.compile`: `fullgraph`, `dynamic`,
+    `recompile_limit` and `isolate_recompiles` where this torch has them, and `guard_filter_fn`.
     `params_modifiers` says what differs for single transformers of a pipeline, by name or in their order. The module
     keeps its class, its state dict and its name. Enabling again replaces the options.
 
@@ -53,7 +51,7 @@ def enable_cache(
         True
     """
     options = without_foreign(options)
-    compile_arguments = {name: options.pop(name) for name in _COMPILE_ARGUMENTS if name in options}
+    compile_arguments = {name: options.pop(name) for name in COMPILE_ARGUMENTS if name in options}
     check_configs(cache_config, calibrator_config)
     groups = [group.to_mapping() for group in (cache_config, calibrator_config) if group is not None]
     common = Options.from_mapping({key: value for group in [*groups, options] for key, value in group.items()})

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+import torch._inductor.config
 from torch.fx import GraphModule
 
 from fxcache.breaks import BrokenModel, broken_model, cut_by_hand
@@ -110,8 +112,8 @@ class _Compilation:
         if isinstance(result, Refusal):
             self._refuse(result)
         if not isinstance(result, Rewritten):
-            trains = not facts.get("is_inference", False)
-            shared = None if trains else share(aten, facts.get("static_input_idxs", ()), self._options)
+            whole = not facts.get("is_inference", False) or self._frozen
+            shared = None if whole else share(aten, facts.get("static_input_idxs", ()), self._options)
             return lower(shared or aten, inputs, self._options, facts, rewritten=shared is not None), result
         added = [node.meta["val"] for node in result.plan.placeholders.values()]
         compiled = lower(result.gm, [*inputs, *added], self._options, facts, rewritten=True)
@@ -133,6 +135,8 @@ class _Compilation:
             return None
         if not facts.get("is_inference", False):
             return Refusal("gradients are needed: caching is for inference, call the model under torch.no_grad()")
+        if self._frozen:
+            return Refusal("freezing is on (torch._inductor.config.freezing): it makes the weights a part of the graph")
         try:
             result = rewrite(aten, facts.get("static_input_idxs", ()), self._options)
         except OptionError as error:
@@ -141,6 +145,11 @@ class _Compilation:
             # A short stack in front of a graph break is not the trunk that the options speak of.
             return Refusal(str(error))
         return result
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether Inductor has made the weights constants of the graph; asked while it compiles, under its settings."""
+        return self._options.inner_backend != "eager" and torch._inductor.config.freezing
 
     def _refuse(self, refusal: Refusal) -> None:
         if self.refusal is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxcache.options import Options
@@ -14,8 +16,15 @@ from fxcache.runtime.attribution import attribution
 from fxcache.targets import tensors_of
 from fxcache.tracing import keeping_whole
 
-__all__ = ["Enabled", "change", "disable", "enable", "enabled_of", "same_graph"]
+__all__ = ["COMPILE_ARGUMENTS", "Enabled", "change", "disable", "enable", "enabled_of", "same_graph"]
 
+_GUARD_FILTER = "guard_filter_fn"
+_KNOWN_ARGUMENTS = inspect.signature(torch.compile).parameters
+COMPILE_ARGUMENTS = (
+    *(name for name in ("fullgraph", "dynamic", "recompile_limit", "isolate_recompiles") if name in _KNOWN_ARGUMENTS),
+    _GUARD_FILTER,
+)
+"""Arguments of `torch.compile` that are handed on, as far as this torch has them; the last is one of its options."""
 _MARK = "_fxcache_enabled"
 _READ_WHEN_COMPILING = ("dump_dir", "on_refusal")
 """Options that shape no graph, but that a compiled one no longer asks for."""
@@ -77,7 +86,10 @@ def same_graph(options: Options, others: Options) -> bool:
 
 
 def _compile(module: nn.Module, enabled: Enabled) -> None:
-    module.compile(backend="fxcache", options=enabled.compiled[-1].to_dict(), **enabled.arguments)
+    options, arguments = enabled.compiled[-1].to_dict(), dict(enabled.arguments)
+    if _GUARD_FILTER in arguments:
+        options[_GUARD_FILTER] = arguments.pop(_GUARD_FILTER)  # torch.compile takes it out again
+    module.compile(backend="fxcache", options=options, **arguments)
     assert module._compiled_call_impl is not None
     module._compiled_call_impl = noting(module, keeping_whole(module._compiled_call_impl))
     setattr(module._compiled_call_impl, _MARK, enabled)

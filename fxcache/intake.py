@@ -25,6 +25,8 @@ _STATIC = re.compile(r"_modules|_parameters|_buffers|^[LG]\['self'\]")
 _LOCAL = re.compile(r"^[LG]\['([^']+)'\]")
 _STEP = re.compile(r"\['([^']+)'\]|\[(\d+)\]|\.(\w+)")
 _SMALL = 64
+_END_NAMES = frozenset({"r", "t_end", "t_next", "next_t"})
+"""The time that a step leads to, of models that learn averages over a step, beside the time that it starts from."""
 
 
 def source_name(node: Node) -> str:
@@ -125,8 +127,10 @@ def _latents(activations: list[int], names: list[str], twin: dict[int, Node], at
     best = max(scores.values(), default=0)
     if best == 0:
         return []
-    first = next(i for i in activations if scores.get(i) == best)
-    return [i for i in activations if _without_index(names[i]) == _without_index(names[first])]
+    alike = [i for i in activations if scores.get(i) == best]
+    members = [i for i in alike if _without_index(names[i]) == _without_index(names[alike[0]])]
+    # a list of latents has an output for each; what is more than that are all the arguments of a call, as `*args`
+    return members if len(members) <= len(outputs) else members[:1]
 
 
 def _without_index(name: str) -> str:
@@ -158,9 +162,9 @@ def _likeness(node: Node, outputs: list[Node]) -> int:
 
 def _timestep(candidates: list[int], names: list[str], twin: dict[int, Node]) -> list[int]:
     named = [i for i in candidates if "timestep" in names[i].lower() or is_time(names[i].split(".")[0])]
-    if named:
-        return named
     small = [i for i in candidates if i in twin and _is_small(twin[i])]
+    if named:
+        return [*named, *(i for i in small if i not in named and names[i].lower() in _END_NAMES)]
     rotated = [i for i in small if _goes_through_sine(twin[i])]
     floating = [i for i in small if twin[i].meta["val"].dtype.is_floating_point]
     return rotated[:1] or (floating if len(floating) == 1 else [])

@@ -18,7 +18,7 @@ from fxcache.options import Options
 
 __all__ = ["load_configs", "save_configs"]
 
-_COMPILE_ARGUMENTS = ("dynamic", "fullgraph")
+_COMPILE_ARGUMENTS = ("dynamic", "fullgraph", "isolate_recompiles", "recompile_limit")
 _YAML = (".yaml", ".yml")
 _KINDS = {"cache_config": ("method", "cache_type"), "calibrator_config": ("calibrator", "calibrator_type")}
 """The option that chooses the class of a config, and how it is called in files."""

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from fxcache import api
 from fxcache.configs import DBCacheConfig
+from fxcache.enabled import COMPILE_ARGUMENTS
 from fxcache.errors import OptionError, StateError
+from fxcache.refresh import refresh_context
 from tests.models.tiny_trunk import TinyTrunk, tiny_trunk
 
 FAST = {"inner_backend": "eager", "Fn_compute_blocks": 1, "max_warmup_steps": 1, "residual_diff_threshold": 0.99}
@@ -52,6 +55,36 @@ def test_module_is_compiled_in_place_and_back():
     assert api.disable_cache(model) is model
     assert model._compiled_call_impl is None and decisions(model) == []
     assert all(map(torch.equal, loop(model), plain))
+
+
+def test_a_guard_filter_is_handed_to_torch_compile():
+    model, seen = tiny_trunk(), []
+
+    def keep(entries: list[Any]) -> list[bool]:
+        seen.extend(entries)
+        return [not entry.is_global for entry in entries]
+
+    api.enable_cache(model, **FAST, guard_filter_fn=keep)
+    loop(model)
+    assert seen and decisions(model) == ["C.."]
+    refresh_context(model, Fn_compute_blocks=2)
+    seen.clear()
+    loop(model)
+    assert seen
+
+
+@pytest.mark.skipif("recompile_limit" not in COMPILE_ARGUMENTS, reason="this torch.compile has no recompile_limit")
+def test_limits_of_torch_compile_are_handed_on():
+    model, other = tiny_trunk(), tiny_trunk()
+    api.enable_cache(model, **FAST, fullgraph=True, dynamic=False, recompile_limit=1, isolate_recompiles=True)
+    api.enable_cache(other, **FAST, fullgraph=True, dynamic=False, recompile_limit=2, isolate_recompiles=True)
+    for each in (model, other):
+        loop(each)
+    more = (torch.ones(1, 5, 16), torch.tensor([1.0]), torch.ones(1, 3, 16))
+    with torch.no_grad():
+        other(*more)
+        with pytest.raises(FailOnRecompileLimitHit):
+            model(*more)
 
 
 def test_disabling_what_is_not_enabled_changes_nothing():

@@ -129,6 +129,30 @@ class Ways:
     def forward(model: nn.Module) -> Callable[..., Tensor]:
         return torch.compile(model.forward, backend="fxcache", options=OPTIONS, fullgraph=True)
 
+    @staticmethod
+    def inside_another(model: nn.Module) -> Callable[..., Tensor]:
+        return torch.compile(Around(model), backend="fxcache", options=OPTIONS, fullgraph=True)
+
+    @staticmethod
+    def functional(model: nn.Module) -> Callable[..., Tensor]:
+        weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+        def function(given: dict[str, Tensor], x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            return torch.func.functional_call(model, given, (x, t, c))
+
+        return functools.partial(torch.compile(function, backend="fxcache", options=OPTIONS, fullgraph=True), weights)
+
+
+class Around(nn.Module):
+    """A model that hands its arguments on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        return self.model(*inputs, **named)
+
 
 @pytest.mark.parametrize("by_name", [False, True], ids=["positional", "keywords"])
 @pytest.mark.parametrize("way", [name for name in vars(Ways) if not name.startswith("_")])
@@ -192,6 +216,31 @@ def test_gradients_need_the_unmodified_graph_and_it_is_said_once():
         for call in loop():
             compiled(*call)
     assert decisions(model) == ["C.."]
+
+
+def test_branches_of_a_model_that_hands_its_arguments_on_share_nothing():
+    model, reference = tiny_trunk(), tiny_trunk()
+    compiled = torch.compile(Around(model), backend="fxcache", options=OPTIONS, fullgraph=True)
+    other = torch.full((1, 3, 16), 0.5)
+    with torch.no_grad(), api.generation(num_inference_steps=3):
+        for step, (x, t, c) in enumerate(loop()):
+            for text in (c, other):
+                assert torch.equal(compiled(x, t, text), reference(x, t, text)) == (step == 0)
+    assert decisions(model) == ["C..", "C.."]
+
+
+@torch._inductor.config.patch(freezing=True)
+def test_frozen_weights_need_the_unmodified_graph():
+    model, reference = tiny_trunk(), tiny_trunk()
+    compiled = torch.compile(model, backend="fxcache", options={**WARN, "inner_backend": "inductor"}, fullgraph=True)
+    with refusals() as said, torch.no_grad():
+        for x, t, c in loop():
+            torch.testing.assert_close(compiled(x, t, c), reference(x, t, c))
+    assert said == [
+        "fxcache leaves a graph unmodified: freezing is on (torch._inductor.config.freezing): "
+        "it makes the weights a part of the graph"
+    ]
+    assert decisions(model) == []
 
 
 def test_a_model_without_trunk_is_refused_once_and_runs():

@@ -138,6 +138,50 @@ def test_roles_of_models_in_other_styles(model: str, expected: dict[str, list[st
     assert named(take_in(tiny.module, *args, **kwargs)) == expected
 
 
+class Over(nn.Module):
+    """What it takes are the arguments of any call; all but the second have the shape of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(4, 4)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x, time, picture, r = inputs
+        return self.inside(x) + time[:, None, None].cos() + self.inside(picture) + r[:, None, None]
+
+
+def test_arguments_in_one_tuple_are_not_a_list_of_latents():
+    call = (torch.randn(2, 6, 4), torch.rand(2), torch.randn(2, 6, 4), torch.rand(2))
+    assert named(take_in(Over().eval(), *call)) == {
+        "latents": ["inputs.0"],
+        "timestep": ["inputs.1"],
+        "conditioning": ["inputs.2"],
+        "other": ["inputs.3"],
+    }
+
+
+class Several(nn.Module):
+    """A list of pictures, each of which is denoised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(4, 4)
+
+    def forward(self, pictures: list[Tensor], t: Tensor, r: Tensor, y: Tensor) -> list[Tensor]:
+        return [self.inside(each) + (t + self.inside(y).sum(-1) - r)[:, None, None] for each in pictures]
+
+
+def test_the_time_a_step_leads_to_and_a_list_of_latents():
+    taken = take_in(Several().eval(), [torch.randn(2, 6, 4), torch.randn(2, 3, 4)], *torch.rand(2, 2), torch.rand(2, 4))
+    assert named(taken) == {
+        "latents": ["pictures.0", "pictures.1"],
+        "timestep": ["r", "t"],
+        "conditioning": ["y"],
+        "other": [],
+    }
+    assert taken.roles.names[taken.roles.timestep[0]] == "t"
+
+
 class Words(nn.Module):
     """Masked diffusion of words: what is denoised are numbers of words."""
 

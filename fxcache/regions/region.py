@@ -136,11 +136,31 @@ def cut_region(
             "the middle mutates memory or draws random numbers (is the model in eval mode?)",
             tuple(node.name for node in impure[:4]),
         )
+    written = _written_inputs(flow, set(live_outs), parameters)
+    if written:
+        return Refusal(
+            "the blocks write to tensors that are handed to the model, such as keys and values of earlier frames: what "
+            "a reused step would have to write is not known",
+            tuple(node.name for node in written[:4]),
+        )
     members = set(middle)
     operands = [n for n in flow.nodes if n not in members and any(user in members for user in n.users)]
     return Region(
         trunk, first_blocks, last_blocks, front, carry, middle, behind[0], hoisted, operands, streams, indicator
     )
+
+
+def _written_inputs(flow: Flow, live_outs: Collection[Node], parameters: Collection[Node]) -> list[Node]:
+    """Inputs into which the graph copies what leaves the middle; not those of the model, whose every change is seen."""
+    found = []
+    for node in flow.nodes:
+        if node.op == "call_function" and is_impure(node) and len(node.all_input_nodes) == 2:
+            target, source = node.all_input_nodes
+            while source not in live_outs and len(source.all_input_nodes) == 1:
+                (source,) = source.all_input_nodes
+            if target.op == "placeholder" and target not in parameters and source in live_outs:
+                found.append(target)
+    return found
 
 
 def _streams(

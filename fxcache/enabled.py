@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcache import loading
 from fxcache.options import Options
 from fxcache.runtime.arguments import noting
 from fxcache.runtime.attribution import attribution
@@ -21,7 +22,7 @@ __all__ = ["COMPILE_ARGUMENTS", "Enabled", "change", "disable", "enable", "enabl
 _GUARD_FILTER = "guard_filter_fn"
 _KNOWN_ARGUMENTS = inspect.signature(torch.compile).parameters
 COMPILE_ARGUMENTS = (
-    *(name for name in ("fullgraph", "dynamic", "recompile_limit", "isolate_recompiles") if name in _KNOWN_ARGUMENTS),
+    *(name for name in loading.COMPILE_ARGUMENTS if name in _KNOWN_ARGUMENTS),
     _GUARD_FILTER,
 )
 """Arguments of `torch.compile` that are handed on, as far as this torch has them; the last is one of its options."""

@@ -18,7 +18,8 @@ from fxcache.options import Options
 
 __all__ = ["load_configs", "save_configs"]
 
-_COMPILE_ARGUMENTS = ("dynamic", "fullgraph", "isolate_recompiles", "recompile_limit")
+COMPILE_ARGUMENTS = ("dynamic", "fullgraph", "isolate_recompiles", "recompile_limit")
+"""Arguments of `torch.compile` that a file can say; not every torch has all of them."""
 _YAML = (".yaml", ".yml")
 _KINDS = {"cache_config": ("method", "cache_type"), "calibrator_config": ("calibrator", "calibrator_type")}
 """The option that chooses the class of a config, and how it is called in files."""
@@ -86,7 +87,7 @@ def _loaded(source: object, ignore: Collection[str]) -> dict[str, Any]:
     if not isinstance(source, Mapping):
         raise OptionError.of("source", source, "a mapping")
     given = without_foreign(source, ignore)
-    arguments = {name: given.pop(name) for name in _COMPILE_ARGUMENTS if name in given}
+    arguments = {name: given.pop(name) for name in COMPILE_ARGUMENTS if name in given}
     modifiers = given.pop("params_modifiers", None)
     grouped = _grouped(_said(given, ignore), complete=True)
     if modifiers is not None:

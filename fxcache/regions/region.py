@@ -154,7 +154,7 @@ def _written_inputs(flow: Flow, live_outs: Collection[Node], parameters: Collect
     """Inputs into which the graph copies what leaves the middle; not those of the model, whose every change is seen."""
     found = []
     for node in flow.nodes:
-        if node.op == "call_function" and is_impure(node) and len(node.all_input_nodes) == 2:
+        if is_impure(node) and len(node.all_input_nodes) == 2:
             target, source = node.all_input_nodes
             while source not in live_outs and len(source.all_input_nodes) == 1:
                 (source,) = source.all_input_nodes

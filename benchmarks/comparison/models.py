@@ -108,6 +108,17 @@ class Digits(Model):
         return torch.arange(number * count, (number + 1) * count) % 10
 
 
+class DistilledDigits(Digits):
+    """The same distilled to few steps: guidance is in the weights, so there is one call a step."""
+
+    name, branches, steps, guidance = "digits-distilled", 1, 8, 1.0
+
+    def load(self, device: str) -> Any:
+        from benchmarks.digits.sample import load_few_step_pipeline
+
+        return load_few_step_pipeline().to(device)
+
+
 class Scenes(Model):
     """The trained model of `benchmarks.scenes`, 24 blocks: random captions, guidance 3 in two calls."""
 
@@ -140,6 +151,7 @@ class Scenes(Model):
 
 _ALL: tuple[Model, ...] = (
     Digits(),
+    DistilledDigits(),
     Scenes(),
     RandomFlux("flux-tiny", PRESETS["tiny"]),
     RandomFlux("flux-like", PRESETS["small"]),

@@ -18,6 +18,7 @@ from benchmarks.comparison.fronts import (
     best_of_groups,
     by_group,
     fastest_at,
+    front,
     measured,
     median,
     plot_fronts,
@@ -31,6 +32,8 @@ Marks = tuple[str, str]
 """Before and after a section that is written here."""
 COMPARE: Marks = ("<!-- compare: written by python -m benchmarks.compare --readme -->", "<!-- end of compare -->")
 BEST: Marks = ("<!-- best: written by python -m benchmarks.compare --best-of JSON --readme -->", "<!-- end of best -->")
+IN_README = "digits"
+"""The model whose comparison the README shows."""
 NOTHING = "-"
 
 
@@ -46,15 +49,16 @@ class Places:
 def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
     """Put the sections of a JSON into the README and the page, and its plot beside; return the JSON's content.
 
-    Where only the best settings were measured, the page alone has them, and there is no plot. ValueError where there is
-    no JSON, or no place for a section.
+    Where only the best settings were measured, few steps, or another model than the README's, the page alone has them.
+    ValueError where there is no JSON, or no place for a section.
     """
     if not source.exists():
         raise ValueError(f"--readme: expected {source}, which a comparison writes")
     places = places or Places()
     report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
-    if report["case"].get("best_of"):
-        places.page.write_text(replaced(places.page, best_section(report, source, places), BEST), encoding="utf-8")
+    marks = marks_of(report, source)
+    if marks != COMPARE:
+        places.page.write_text(replaced(places.page, page_section(report, source, places), marks), encoding="utf-8")
         return report
     written = {file: replaced(file, section) for file, section in sections(report, source, places).items()}
     places.picture.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,25 @@ def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
     for file, text in written.items():
         file.write_text(text, encoding="utf-8")
     return report
+
+
+def marks_of(report: dict[str, Any], source: Path) -> Marks:
+    """Where the page has what this JSON gives."""
+    case = report["case"]
+    if case.get("best_of"):
+        return BEST
+    if case["model"] == IN_README and not case["few_step"]:
+        return COMPARE
+    return f"<!-- {source.name}: written by python -m benchmarks.compare --readme -->", f"<!-- end of {source.name} -->"
+
+
+def page_section(report: dict[str, Any], source: Path, places: Places) -> str:
+    """What the page says of one JSON, in Markdown."""
+    if report["case"].get("best_of"):
+        return best_section(report, source, places)
+    if report["case"]["few_step"]:
+        return few_step_section(report, source, places)
+    return sections(report, source, places)[places.page]
 
 
 def sections(report: dict[str, Any], source: Path, places: Places) -> dict[Path, str]:
@@ -108,6 +131,30 @@ def best_section(report: dict[str, Any], source: Path, places: Places) -> str:
     columns = ("", "setting", "work", "PSNR dB", "SSIM", "read", "to uncached", "to real")
     lines = [columns, ["---"] * len(columns), *map(_best_line, measured(report["rows"]))]
     return f"\n{words}\n\n{_lines(lines)}\n"
+
+
+def few_step_section(report: dict[str, Any], source: Path, places: Places) -> str:
+    """What the page says of a model of few steps, in Markdown: the front of every method."""
+    case, name = report["case"], os.path.relpath(source, places.readme.parent)
+    words = (
+        f"`python -m benchmarks.compare --model {case['model']} --steps {case['steps']} --few-step --samples "
+        f"{case['samples']}` on {_machine(report['machine'])}\n(`{name}`): {case['steps']} steps, a quarter of the "
+        "blocks at either end always runs. Of every method the settings that no other one of it\nbeats in both speed "
+        "and PSNR to the uncached pictures; `read` is the share of pictures that the judge reads as what was asked for."
+    )
+    rows = measured(report["rows"])
+    columns = ("", "setting", "speedup", "work", "PSNR dB", "read")
+    lines = [columns, ["---"] * len(columns)]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for row in front([row for row in rows if row["method"] == method]):
+            read = f"{100 * row['accuracy']:.1f} %"
+            speed = f"{median(row['speedup_to_inductor']):.2f}x"
+            lines.append([method, row["setting"], speed, f"{row['factor']:.2f}x", _psnr(row), read])
+    return f"\n{words}\n\n{_lines(lines)}\n"
+
+
+def _psnr(row: dict[str, Any]) -> str:
+    return NOTHING if row["setting"] == UNCACHED else f"{row['psnr_db']:.1f}"
 
 
 def _best_line(row: dict[str, Any]) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ from torch.nn.functional import one_hot
 from benchmarks.digits.data import IMAGE_SIZE, NUM_CLASSES
 
 WEIGHTS = Path(__file__).parent / "weights"
+FEW_STEPS = Path(__file__).parent / "few_steps"
+"""The LoRA that makes a model of few steps of them."""
 PATCH = 2
 GRID = IMAGE_SIZE // PATCH
 NULL_CLASS = NUM_CLASSES
@@ -42,6 +44,15 @@ def load_transformer(folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32)
     """The trained transformer in evaluation mode, read from `folder` without a network."""
     transformer = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     return transformer.eval()
+
+
+def load_few_steps(folder: Path = FEW_STEPS, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
+    """The transformer distilled to few steps: the LoRA of `folder` fused into the trained weights."""
+    transformer = load_transformer()
+    transformer.load_lora_adapter(folder, prefix=None, use_safetensors=True)
+    transformer.fuse_lora()
+    transformer.unload_lora()
+    return transformer.eval() if dtype == torch.float32 else transformer.to(dtype).eval()
 
 
 def pack(images: Tensor) -> Tensor:

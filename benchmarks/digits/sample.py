@@ -12,7 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.denoising import Branch, TransformerPipeline, branches, denoise, initial_noise, sample_with
-from benchmarks.digits.model import GRID, NULL_CLASS, PATCH, WEIGHTS, condition, load_transformer, position_ids, unpack
+from benchmarks.digits.model import (
+    FEW_STEPS,
+    GRID,
+    NULL_CLASS,
+    PATCH,
+    WEIGHTS,
+    condition,
+    load_few_steps,
+    load_transformer,
+    position_ids,
+    unpack,
+)
 
 
 def _branches(classes: Tensor, dtype: torch.dtype, guided: bool, batched: bool) -> tuple[Branch, ...]:
@@ -44,9 +55,12 @@ class DigitsPipeline(TransformerPipeline):
             generator: source of the initial noise; the noise is drawn where the generator lives.
             batched_cfg: call both branches as one batch of 2N instead of one after the other.
             dtype: of latents and conditioning; the transformer's own by default.
-            output_type: "pil" for a list of images, "pt" for a float32 tensor [N, 16, 16] in [0, 1].
+            output_type: "pil" for a list of images, "pt" for a float32 tensor [N, 16, 16] in [0, 1], "latent" for the
+                tokens [N, 64, 4].
             return_dict: return an `ImagePipelineOutput` instead of a tuple.
         """
+        if output_type not in ("pil", "pt", "latent"):
+            raise ValueError(f'output_type={output_type!r}: expected "pil", "pt" or "latent"')
         device = self._execution_device
         dtype = dtype or self.transformer.dtype
         classes = torch.as_tensor(labels, device=device).long()
@@ -55,11 +69,9 @@ class DigitsPipeline(TransformerPipeline):
         ids = position_ids(device, dtype)
         latents = denoise(self, calls, noise, ids, num_inference_steps, guidance_scale)
 
-        images: Any = unpack(latents.float())
+        images: Any = latents if output_type == "latent" else unpack(latents.float())
         if output_type == "pil":
             images = [Image.fromarray(pixels) for pixels in images.mul(255).round().byte().cpu().numpy()]
-        elif output_type != "pt":
-            raise ValueError(f'output_type={output_type!r}: expected "pil" or "pt"')
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -67,6 +79,11 @@ class DigitsPipeline(TransformerPipeline):
 def load_pipeline(folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
     """The pipeline with the trained weights of `folder`, on the CPU; nothing is downloaded."""
     return DigitsPipeline(load_transformer(folder, dtype), FlowMatchEulerDiscreteScheduler())
+
+
+def load_few_step_pipeline(folder: Path = FEW_STEPS, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
+    """The pipeline distilled to few steps, on the CPU: call it with `num_inference_steps=8, guidance_scale=1`."""
+    return DigitsPipeline(load_few_steps(folder, dtype), FlowMatchEulerDiscreteScheduler())
 
 
 def calibration_run() -> tuple[DigitsPipeline, Callable[[], Any]]:

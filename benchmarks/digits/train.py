@@ -92,12 +92,12 @@ def draw_batch(tokens: Tensor, labels: Tensor, size: int, seed: int, step: int) 
     return Batch(noisy, times, labels[rows].masked_fill(dropped, NULL_CLASS), noise - clean)
 
 
-def train_step(run: Run, batch: Batch) -> float:
-    """One optimiser step; returns the mean squared error of the velocity."""
-    device = run.transformer.device
+def velocity_error(transformer: FluxTransformer2DModel, batch: Batch) -> Tensor:
+    """Mean squared error of the predicted velocity, a scalar with a gradient."""
+    device = transformer.device
     text, pooled = condition(batch.labels.to(device))
     text_ids, image_ids = position_ids(device)
-    velocity = run.transformer(
+    velocity = transformer(
         hidden_states=batch.noisy.to(device),
         encoder_hidden_states=text,
         pooled_projections=pooled,
@@ -106,7 +106,12 @@ def train_step(run: Run, batch: Batch) -> float:
         img_ids=image_ids,
         return_dict=False,
     )[0]
-    loss = mse_loss(velocity, batch.velocity.to(device))
+    return mse_loss(velocity, batch.velocity.to(device))
+
+
+def train_step(run: Run, batch: Batch) -> float:
+    """One optimiser step; returns the mean squared error of the velocity."""
+    loss = velocity_error(run.transformer, batch)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.transformer.parameters(), MAX_GRADIENT_NORM)

@@ -52,7 +52,7 @@ def read_time(source: object, host_readable: Callable[[torch.Tensor], bool]) -> 
     schedule = _schedule_of(source)
     if schedule is not None:
         return schedule
-    return Reading(latest(source).item()) if host_readable(source) else None
+    return Reading(_largest(source)) if host_readable(source) else None
 
 
 def telling(times: Sequence[object]) -> object:
@@ -75,7 +75,12 @@ def host_number(source: object, readable: Callable[[torch.Tensor], bool] = on_ho
         return float(source)
     if not isinstance(source, torch.Tensor) or not source.numel() or source.is_complex() or not readable(source):
         return None
-    return latest(source).item()
+    return _largest(source)
+
+
+def _largest(source: torch.Tensor) -> float:
+    # a single time takes no operator, each of which would cost as much as all the rest
+    return float(source.item() if source.numel() == 1 else latest(source).item())
 
 
 def latest(source: torch.Tensor) -> torch.Tensor:

@@ -21,11 +21,11 @@ def stamp_of(weights: Sequence[torch.Tensor], numbers: Sequence[torch.Tensor] = 
     """
     with torch._C.DisableTorchFunctionSubclass():
         try:
-            # a large model has a thousand, at every call; versions only grow, so their sum shows every write
-            writes = sum(map(_version, weights))
+            # a large model has a thousand, at every call: no loop of Python's own
+            writes = tuple(map(_version, weights))
         except RuntimeError:  # inference tensors have none
-            writes = sum(map(version_of, weights))
-    return (writes, *(number.item() for number in numbers))
+            writes = tuple(map(version_of, weights))
+    return (*writes, *(number.item() for number in numbers)) if numbers else writes
 
 
 def note_write(tensors: Iterable[torch.Tensor]) -> None:

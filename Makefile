@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= test,bench
+EXTRAS ?= test,bench,quant
 JOBS ?= 2
 
 BIN := $(VENV)/bin

@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= test,bench,quant
+EXTRAS ?= test,bench
 JOBS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+QUANT := $(VENV)/.installed-quant
 # one thread per test process: JOBS processes already fill the cores
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
 
@@ -16,7 +17,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=
 demo: $(STAMP)
 	$(BIN)/python -m benchmarks.demo
 
-test: lint
+test: lint $(QUANT)
 	$(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 lint: $(STAMP)
@@ -33,6 +34,11 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+# apart from the rest: where torchao is installed, whatever imports diffusers says what of it does not load
+$(QUANT): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[quant]"
 	touch $@
 
 clean:

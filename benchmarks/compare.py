@@ -44,7 +44,10 @@ QUALITY = (
     "diffusers-seacache",
 )  # fmt: skip
 """Who takes part in a comparison of quality, unless told otherwise."""
-FEW_STEPS = ("fewer-steps", "fxcache", "fxcache-taylorseer1", "fxcache-regression", "cache-dit", "cache-dit-compile")
+FEW_STEPS = (
+    "fewer-steps", "fxcache", "fxcache-taylorseer1", "fxcache-regression", "cache-dit-compile",
+    "cache-dit-taylorseer1-compile", "cache-dit-taylorseer2-compile", "diffusers-taylorseer-lite-compile",
+)  # fmt: skip
 """The same for `--few-step`."""
 
 
@@ -190,6 +193,8 @@ def _check(given: argparse.Namespace) -> None:
 def default_path(given: argparse.Namespace) -> Path:
     """Where the figures of a comparison go."""
     ending = f"-{given.steps}-steps" if given.few_step else "-best" if given.best_of else ""
+    if given.schedules and MODELS[given.model].is_judged:
+        ending = "-schedules"  # beside the comparison of quality
     return RESULTS / f"compare-{given.model}{ending}-{torch.device(given.device).type}.json"
 
 

@@ -130,7 +130,9 @@ def _boxed(gm: GraphModule) -> Callable[[list[Any]], Any]:
     def run(flat: list[Any]) -> Any:
         values = list(flat)
         flat.clear()
-        return gm(*values)
+        # traced through already: a weight's own class (GGUF) would take the results of operators for weights
+        with torch._C.DisableTorchFunctionSubclass():
+            return gm(*values)
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run

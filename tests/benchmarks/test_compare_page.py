@@ -1,6 +1,7 @@
 """Comparisons that the README does not show: of few steps, and of other models."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from benchmarks.compare import default_path
 from benchmarks.comparison.readme import BEST, COMPARE, Places, marks_of, page_section, section_in, write_readme
 from benchmarks.report import RESULTS
 
@@ -92,3 +94,18 @@ def test_every_json_has_one_place(model: str) -> None:
     ]
     assert len(set(marks)) == 3 and (marks[0] == COMPARE) == (model == "digits") and BEST not in marks
     assert marks_of({"case": {**case, "best_of": "some.json"}}, Path("d.json")) == BEST
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({}, "compare-digits-cpu"),
+        ({"schedules": ["slow"]}, "compare-digits-schedules-cpu"),
+        ({"schedules": ["slow"], "model": "flux-tiny", "device": "cuda:0"}, "compare-flux-tiny-cuda"),
+        ({"best_of": "some.json"}, "compare-digits-best-cpu"),
+        ({"few_step": True, "steps": 4}, "compare-digits-4-steps-cpu"),
+    ],
+)
+def test_no_comparison_writes_over_another_kind(arguments: dict[str, Any], name: str) -> None:
+    asked = {"model": "digits", "device": "cpu", "steps": None, "few_step": False, "best_of": None, "schedules": None}
+    assert default_path(Namespace(**{**asked, **arguments})).stem == name

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.docs.pages import DOCS, tables
 
-RESULTS = DOCS.parent / "benchmarks" / "results" / "compare-flux1-dev-random-cuda.json"
+RESULTS = DOCS.parent / "benchmarks" / "results"
 COLUMNS = {"computed_step_ms": ("computed step ms", 1), "reused_step_ms": ("reused step ms", 2)}
 
 
@@ -20,8 +22,12 @@ def shown(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def test_the_table_is_that_of_the_json() -> None:
-    measured = [shown(row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
-    (table,) = tables((DOCS / "comparison.md").read_text(encoding="utf-8"), "computed steps of 28")
-    assert len(table) == 17
+@pytest.mark.parametrize(
+    ("name", "steps", "lines"), [("flux1-dev-random-cuda", 28, 17), ("digits-schedules-cpu", 50, 13)]
+)
+def test_the_table_is_that_of_the_json(name: str, steps: int, lines: int) -> None:
+    source = RESULTS / f"compare-{name}.json"
+    measured = [shown(row) for row in json.loads(source.read_text(encoding="utf-8"))["rows"]]
+    (table,) = tables((DOCS / "comparison.md").read_text(encoding="utf-8"), f"computed steps of {steps}")
+    assert len(table) == lines
     assert [line for line in table if line not in measured] == []

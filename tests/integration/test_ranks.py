@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 
 from tests.integration.ranks import SPREADS, Case, Seen, generate, work
 from tests.processes import on_ranks
@@ -16,7 +17,6 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has 
 SHARED: dict[str, Any] = {"Fn_compute_blocks": 1, "max_warmup_steps": 2, "residual_diff_threshold": 0.35}
 EAGER: dict[str, Any] = {**SHARED, "inner_backend": "eager"}
 KINDS: dict[str, dict[str, Any]] = {
-    "threshold": {},
     "regression": {"calibrator": "regression"},
     "dmd": {"calibrator": "dmd"},
     "dbprune": {"method": "dbprune"},
@@ -34,8 +34,15 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Seen, ...]]:
-    ranks = on_ranks(work, list(CASES.values()), tmp_path_factory.mktemp("ranks"))
+def seen(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, tuple[Seen, ...]]:
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent  # of all test processes: minutes of work, which one of them does
+    kept = folder / "ranks.pt"
+    with FileLock(folder / "ranks.lock"):
+        if not kept.exists():
+            torch.save(on_ranks(work, list(CASES.values()), tmp_path_factory.mktemp("ranks")), kept)
+    ranks = torch.load(kept, weights_only=False)
     return dict(zip(CASES, zip(*ranks, strict=True), strict=True))
 
 

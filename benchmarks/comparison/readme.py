@@ -138,7 +138,7 @@ def few_step_section(report: dict[str, Any], source: Path, places: Places) -> st
     case, name = report["case"], os.path.relpath(source, places.readme.parent)
     words = (
         f"`python -m benchmarks.compare --model {case['model']} --steps {case['steps']} --few-step --samples "
-        f"{case['samples']}` on {_machine(report['machine'])}\n(`{name}`): {case['steps']} steps, a quarter of the "
+        f"{case['samples']} --rounds {case['rounds']}`\non {_machine(report['machine'])} (`{name}`): a quarter of the "
         "blocks at either end always runs. Of every method the settings that no other one of it\nbeats in both speed "
         "and PSNR to the uncached pictures; `read` is the share of pictures that the judge reads as what was asked for."
     )

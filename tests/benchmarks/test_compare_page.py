@@ -51,7 +51,7 @@ ROWS = [
 
 def written(folder: Path, **case: Any) -> str:
     """What the page says after the JSON of such a comparison was put there."""
-    said = {"model": "digits", "few_step": False, "best_of": None, "steps": 8, "samples": 40, **case}
+    said = {"model": "digits", "few_step": False, "best_of": None, "steps": 8, "samples": 40, "rounds": 2, **case}
     report = {"case": said, "machine": {"cores": 2, "cpu": "some CPU"}, "rows": ROWS}
     source, places = folder / "other.json", Places(folder / "README.md", folder / "page.md", folder / "compare.png")
     source.write_text(json.dumps(report))

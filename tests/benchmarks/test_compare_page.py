@@ -66,9 +66,7 @@ def written(folder: Path, **case: Any) -> str:
 
 def test_of_few_steps_the_page_has_the_front_of_every_method(tmp_path: Path) -> None:
     text = written(tmp_path, model="digits-distilled", few_step=True)
-    assert (
-        "`python -m benchmarks.compare --model digits-distilled --steps 8 --few-step --samples 40` on 2 cores" in text
-    )
+    assert "--model digits-distilled --steps 8 --few-step --samples 40 --rounds 2`\non 2 cores, some CPU" in text
     lines = [line for line in text.splitlines() if line.startswith(("| one", "| two", "| inductor"))]
     assert lines == [
         "| inductor | all steps | 1.00x | 2.00x | - | 97.5 % |",

@@ -50,12 +50,14 @@ def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
     """Put the sections of a JSON into the README and the page, and its plot beside; return the JSON's content.
 
     Where only the best settings were measured, few steps, or another model than the README's, the page alone has them.
-    ValueError where there is no JSON, or no place for a section.
+    ValueError where there is no JSON, no quality in it, or no place for a section.
     """
     if not source.exists():
         raise ValueError(f"--readme: expected {source}, which a comparison writes")
     places = places or Places()
     report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    if not measured(report["rows"]):
+        raise ValueError(f"--readme: expected a comparison of quality, found none in {source}")
     marks = marks_of(report, source)
     if marks != COMPARE:
         places.page.write_text(replaced(places.page, page_section(report, source, places), marks), encoding="utf-8")

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -24,10 +25,10 @@ import fxcache
 from benchmarks.denoising import initial_noise
 from benchmarks.digits.model import FEW_STEPS, GRID, PATCH, load_transformer
 from benchmarks.digits.sample import DigitsPipeline, load_pipeline
-from benchmarks.digits.train import MAX_GRADIENT_NORM, Batch, velocity_error
+from benchmarks.digits.train import CHECKPOINT, Batch, descend, velocity_error
 from benchmarks.schedules import spread_mask
 
-PAIRS = Path(__file__).parent / "checkpoints" / "pairs.safetensors"
+PAIRS = CHECKPOINT.with_name("pairs.safetensors")
 TEACHER_STEPS = 50
 COMPUTED_STEPS = 14
 GUIDANCE = 2.0
@@ -67,12 +68,10 @@ def draw_pairs(pipeline: DigitsPipeline, count: int, size: int, seed: int) -> Pa
     """`count` pairs in batches of `size`, every class in turn; the same ones for the same `size` and `seed`."""
     noise, tokens, labels = [], [], []
     for number in trange(0, count, size, desc="drawing pairs", unit="batch"):
-        classes = torch.arange(number, number + size) % 10
+        classes = torch.arange(number, min(number + size, count)) % 10
         seeded = [torch.Generator().manual_seed(seed * 1_000_003 + number) for _ in range(2)]
-        tokens += pipeline(
-            classes, TEACHER_STEPS, GUIDANCE, seeded[0], output_type="latent", return_dict=False
-        )  # fmt: skip
-        shape = (size, GRID * GRID, PATCH * PATCH)
+        tokens += pipeline(classes, TEACHER_STEPS, GUIDANCE, seeded[0], output_type="latent", return_dict=False)
+        shape = (len(classes), GRID * GRID, PATCH * PATCH)
         noise.append(initial_noise(shape, seeded[1], pipeline.device, torch.float32))
         labels.append(classes)
     return Pairs(torch.cat(noise), torch.cat(tokens), torch.cat(labels))
@@ -82,11 +81,9 @@ def kept_pairs(path: Path, count: int, size: int, seed: int) -> Pairs:
     """The pairs of an earlier run with the same arguments, else new ones, which are kept."""
     asked = {"count": str(count), "size": str(size), "seed": str(seed)}
     if path.exists():
-        from safetensors import safe_open
-
         with safe_open(path, "pt") as file:
             if file.metadata() == asked:
-                return Pairs(**load_file(path))
+                return Pairs(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     pairs = draw_pairs(teacher(), count, size, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(vars(pairs), path, asked)
@@ -99,9 +96,7 @@ def draw_batch(pairs: Pairs, size: int, seed: int, step: int) -> Batch:
     rows = torch.randint(len(pairs.labels), (size,), generator=generator)
     times = torch.rand(size, generator=generator)
     times[: round(FIRST_STEPS * size)] = 1.0
-    noise, tokens = pairs.noise[rows], pairs.tokens[rows]
-    share = times[:, None, None]
-    return Batch((1 - share) * tokens + share * noise, times, pairs.labels[rows], noise - tokens)
+    return Batch.between(pairs.tokens[rows], pairs.noise[rows], times, pairs.labels[rows])
 
 
 def add_lora(transformer: FluxTransformer2DModel, seed: int) -> list[Tensor]:
@@ -122,12 +117,7 @@ def distil(transformer: FluxTransformer2DModel, pairs: Pairs, steps: int, size: 
     with tqdm(total=steps, desc="distilling", unit="step") as bar:
         for step in range(steps):
             loss = velocity_error(transformer, draw_batch(pairs, size, seed, step))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-            optimizer.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
+            losses.append(descend(loss, parameters, optimizer, schedule))
             recent = losses[-100:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
             bar.update()
@@ -144,7 +134,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=PAIRS, help="file for the pairs, read by a second run")
     parser.add_argument("--out", type=Path, default=FEW_STEPS, help="folder for the LoRA")
     given = parser.parse_args()
-    pairs = kept_pairs(given.keep, given.pairs, min(100, given.pairs), given.seed)
+    pairs = kept_pairs(given.keep, given.pairs, 100, given.seed)
     transformer = load_transformer()
     losses = distil(transformer, pairs, given.steps, given.batch_size, given.seed)
     for parameter in transformer.parameters():

@@ -46,13 +46,13 @@ def load_transformer(folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32)
     return transformer.eval()
 
 
-def load_few_steps(folder: Path = FEW_STEPS, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
+def load_few_steps(folder: Path = FEW_STEPS) -> FluxTransformer2DModel:
     """The transformer distilled to few steps: the LoRA of `folder` fused into the trained weights."""
     transformer = load_transformer()
     transformer.load_lora_adapter(folder, prefix=None, use_safetensors=True)
     transformer.fuse_lora()
     transformer.unload_lora()
-    return transformer.eval() if dtype == torch.float32 else transformer.to(dtype).eval()
+    return transformer.eval()
 
 
 def pack(images: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from benchmarks.denoising import Branch, TransformerPipeline, branches, denoise, initial_noise, sample_with
 from benchmarks.digits.model import (
-    FEW_STEPS,
     GRID,
     NULL_CLASS,
     PATCH,
@@ -81,9 +80,9 @@ def load_pipeline(folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32) ->
     return DigitsPipeline(load_transformer(folder, dtype), FlowMatchEulerDiscreteScheduler())
 
 
-def load_few_step_pipeline(folder: Path = FEW_STEPS, dtype: torch.dtype = torch.float32) -> DigitsPipeline:
+def load_few_step_pipeline() -> DigitsPipeline:
     """The pipeline distilled to few steps, on the CPU: call it with `num_inference_steps=8, guidance_scale=1`."""
-    return DigitsPipeline(load_few_steps(folder, dtype), FlowMatchEulerDiscreteScheduler())
+    return DigitsPipeline(load_few_steps(), FlowMatchEulerDiscreteScheduler())
 
 
 def calibration_run() -> tuple[DigitsPipeline, Callable[[], Any]]:

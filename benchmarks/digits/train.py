@@ -7,6 +7,7 @@ ten is dropped for guidance. Every step draws from its own seed, so that a resum
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,12 @@ class Batch:
     times: Tensor
     labels: Tensor
     velocity: Tensor
+
+    @classmethod
+    def between(cls, clean: Tensor, noise: Tensor, times: Tensor, labels: Tensor) -> Batch:
+        """Points on the straight lines from clean tokens (time 0) to their noise (time 1)."""
+        share = times[:, None, None]
+        return cls((1 - share) * clean + share * noise, times, labels, noise - clean)
 
 
 @dataclass
@@ -87,9 +94,7 @@ def draw_batch(tokens: Tensor, labels: Tensor, size: int, seed: int, step: int) 
     times = torch.randn(size, generator=generator).sigmoid()
     clean = tokens[rows]
     noise = torch.randn(clean.shape, generator=generator)
-    share = times[:, None, None]
-    noisy = (1 - share) * clean + share * noise
-    return Batch(noisy, times, labels[rows].masked_fill(dropped, NULL_CLASS), noise - clean)
+    return Batch.between(clean, noise, times, labels[rows].masked_fill(dropped, NULL_CLASS))
 
 
 def velocity_error(transformer: FluxTransformer2DModel, batch: Batch) -> Tensor:
@@ -109,20 +114,26 @@ def velocity_error(transformer: FluxTransformer2DModel, batch: Batch) -> Tensor:
     return mse_loss(velocity, batch.velocity.to(device))
 
 
-def train_step(run: Run, batch: Batch) -> float:
-    """One optimiser step; returns the mean squared error of the velocity."""
-    loss = velocity_error(run.transformer, batch)
-    run.optimizer.zero_grad(set_to_none=True)
+def descend(loss: Tensor, parameters: Iterable[Tensor], optimizer: AdamW, schedule: OneCycleLR) -> float:
+    """One optimiser step; returns the loss."""
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.transformer.parameters(), MAX_GRADIENT_NORM)
-    run.optimizer.step()
-    run.schedule.step()
+    torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+    optimizer.step()
+    schedule.step()
+    return float(loss.detach())
+
+
+def train_step(run: Run, batch: Batch) -> float:
+    """One step of the run, and of the averaged weights; returns the mean squared error of the velocity."""
+    error = velocity_error(run.transformer, batch)
+    loss = descend(error, run.transformer.parameters(), run.optimizer, run.schedule)
     run.step += 1
     # A fixed decay would average in the random start for hundreds of steps.
     decay = min(EMA_DECAY, (1 + run.step) / (10 + run.step))
     with torch.no_grad():
         torch._foreach_lerp_(list(run.ema.parameters()), list(run.transformer.parameters()), 1 - decay)
-    return float(loss.detach())
+    return loss
 
 
 def export(ema: FluxTransformer2DModel, folder: Path) -> None:

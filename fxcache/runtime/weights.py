@@ -25,7 +25,7 @@ def stamp_of(weights: Sequence[torch.Tensor], numbers: Sequence[torch.Tensor] = 
             writes = tuple(map(_version, weights))
         except RuntimeError:  # inference tensors have none
             writes = tuple(map(version_of, weights))
-    return (*writes, *(number.item() for number in numbers)) if numbers else writes
+    return (*writes, *(number.item() for number in numbers))
 
 
 def note_write(tensors: Iterable[torch.Tensor]) -> None:

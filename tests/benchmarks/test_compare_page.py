@@ -107,3 +107,10 @@ def test_every_json_has_one_place(model: str) -> None:
 def test_no_comparison_writes_over_another_kind(arguments: dict[str, Any], name: str) -> None:
     asked = {"model": "digits", "device": "cpu", "steps": None, "few_step": False, "best_of": None, "schedules": None}
     assert default_path(Namespace(**{**asked, **arguments})).stem == name
+
+
+def test_a_comparison_of_speed_is_shown_nowhere(tmp_path: Path) -> None:
+    places = Places(tmp_path / "README.md", tmp_path / "page.md", tmp_path / "compare.png")
+    with pytest.raises(ValueError, match=r"--readme: expected a comparison of quality, found none in .*schedules-cpu"):
+        write_readme(RESULTS / "compare-digits-schedules-cpu.json", places)
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,6 @@ Each contestant has a process of its own around one set of weights, and they dra
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,9 +18,10 @@ import torch
 
 from benchmarks.comparison.contestants import Contestant, chosen
 from benchmarks.comparison.costs import Costs, costs_of
+from benchmarks.comparison.earlier import added_to, best_rows
 from benchmarks.comparison.entries import Stage
 from benchmarks.comparison.fixed import Competitor, begin, compete, prepare, rows_of
-from benchmarks.comparison.fronts import best_of_groups, plot_fronts, summary_of
+from benchmarks.comparison.fronts import plot_fronts, summary_of
 from benchmarks.comparison.grids import PRESETS, Frame, preset_mask
 from benchmarks.comparison.models import MODELS, Model, blocks_of
 from benchmarks.comparison.seats import RemoteSeat, Seat
@@ -67,10 +67,18 @@ class Run:
         self._head = {"benchmark": "compare", **environment(given.device), "case": _case(given, self.steps, self.costs)}
         if any(each.group == "cache-dit" for each in self.contestants):
             self._head["versions"]["cache-dit"] = version("cache-dit")
+        self.kept: list[dict[str, Any]] = []
+        """Rows of an earlier run."""
 
     def place(self, contestant: Contestant) -> Seat:
         """A seat for a contestant."""
         return (Seat if self.given.in_process else RemoteSeat)(contestant, self.stage)
+
+    def add(self, wanted: Sequence[Row]) -> list[Row]:
+        """Go on with the report that is there; what is left to measure."""
+        added = added_to(self.path, self._head, wanted)
+        self._head, self.kept = added.head, added.kept
+        return added.rows
 
     def note(self, **found: Any) -> dict[str, Any]:
         """Write what is known so far."""
@@ -128,6 +136,7 @@ def run_sweep(given: argparse.Namespace) -> dict[str, Any]:
     run = Run(given, [row["method"] for row in again] if again else FEW_STEPS if given.few_step else QUALITY)
     frame = frame_of(given, run.model, run.stage)
     rows = rows_again(again) if again else rows_to_measure(run.contestants, frame)
+    rows = run.add(rows) if given.add else rows
     plan = Plan(given.samples, given.rounds, frame, len(rows) if again else given.abreast, apart=bool(again))
     measured: dict[int, dict[str, Any]] = {}
 
@@ -144,7 +153,9 @@ def run_sweep(given: argparse.Namespace) -> dict[str, Any]:
         note()
 
     def note() -> dict[str, Any]:
-        found = [measured[id(row)] for row in [*sweep.bases.values(), *rows] if id(row) in measured]
+        # an earlier run that rows are added to has its own of the uncached models
+        here = rows if run.kept else [*sweep.bases.values(), *rows]
+        found = [*run.kept, *(measured[id(row)] for row in here if id(row) in measured)]
         return run.note(rows=found, summary=summary_of(found))
 
     sweep = Sweep(plan, chosen(BASES, ()), run.place, done)
@@ -154,21 +165,6 @@ def run_sweep(given: argparse.Namespace) -> dict[str, Any]:
         plot_fronts(report["rows"], run.path.with_suffix(".png"), run.model.name)
     print(summary_lines(report["summary"]))
     return report
-
-
-def best_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of an earlier report that are measured again; ValueError for one of another comparison."""
-    if not given.best_of.exists():
-        raise ValueError(f"--best-of {given.best_of}: expected the JSON of a comparison")
-    earlier = json.loads(given.best_of.read_text(encoding="utf-8"))
-    case = {"model": given.model, "steps": given.steps or MODELS[given.model].steps}
-    for name, value in case.items():
-        if earlier["case"][name] != value:
-            raise ValueError(f"--{name} {value}: expected {earlier['case'][name]}, that of {given.best_of}")
-    found = best_of_groups(earlier["rows"])
-    if not found:
-        raise ValueError(f"--best-of {given.best_of}: expected rows that are faster than plain Inductor")
-    return found
 
 
 def frame_of(given: argparse.Namespace, model: Model, stage: Stage) -> Frame:
@@ -188,6 +184,8 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError("--few-step: expected --steps as well, such as --steps 8")
     if given.best_of and (given.methods or given.schedules or given.few_step):
         raise ValueError("--best-of: expected no --methods, --schedules or --few-step, which say what is measured too")
+    if given.add and (given.best_of or given.schedules or not MODELS[given.model].is_judged):
+        raise ValueError("--add: expected a comparison of quality, no --best-of or --schedules")
 
 
 def default_path(given: argparse.Namespace) -> Path:
@@ -219,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--best-of", type=Path, metavar="JSON", help="only what was the best of its project in an earlier comparison"
     )
+    parser.add_argument("--add", action="store_true", help="measure what the JSON does not have yet, keep the rest")
     parser.add_argument("--schedules", nargs="+", choices=PRESETS, help="compare speed at these masks")
     parser.add_argument("--count", type=int, default=1, help="pictures per generation in a comparison of speed")
     parser.add_argument("--no-examine", dest="examine", action="store_false", help="leave out memory and the profiler")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import fxcache
+
 FAMILIES = ("steps", "mask", "threshold", "published")
 """Fewer steps, all of them computed; the steps of a mask; the steps that differ by more than a threshold; the rules of
 other methods."""
@@ -49,16 +51,13 @@ class Schedule:
         return f"{self.steps} steps"
 
 
-def spread_mask(total_steps: int, computed_steps: int) -> str:
-    """A mask with `computed_steps` ones: the first two and the last step, the others spread evenly between them."""
-    if computed_steps == total_steps:
-        return "1" * total_steps
-    if not 3 <= computed_steps < total_steps:
-        raise ValueError(f"computed_steps={computed_steps}: expected 3 to {total_steps}, the number of steps")
-    gaps = computed_steps - 2
-    # whole numbers only: rounding half to even would make gaps of uneven length
-    ones = {0} | {1 + (2 * (total_steps - 2) * i + gaps) // (2 * gaps) for i in range(gaps + 1)}
-    return "".join("1" if step in ones else "0" for step in range(total_steps))
+def spread_mask(total_steps: int, computed_steps: int, compute_last: bool = True) -> str:
+    """A mask with `computed_steps` ones: the first two, and the others spread evenly, the last step among them or not.
+
+    Raises OptionError (a ValueError) for more ones than steps.
+    """
+    mask = fxcache.steps_mask(total_steps=total_steps, computed_steps=computed_steps, compute_last=compute_last)
+    return "".join(map(str, mask))
 
 
 def block_factor(total_steps: int, computed_steps: int, blocks: int, first_blocks: int) -> float:

@@ -3,7 +3,8 @@
 A mask is made of bins: ``compute_bins[0]`` ones, ``cache_bins[0]`` zeros, ``compute_bins[1]`` ones, and so on. The four
 presets have bins for 4, 6, 8, 9, 15 and 28 steps; above 28 all of them grow. What is too long is cut at the end. Bins
 and rules are cache-dit's, and so are the masks, but for two cases: where the cut takes away so many ones that a run of
-zeros becomes longer than every bin, and below 10 steps, all bins shrink in proportion instead.
+zeros becomes longer than every bin, and below 10 steps, all bins shrink in proportion instead. Or a mask spreads a
+number of computed steps evenly, which is no rule of cache-dit's.
 """
 
 from __future__ import annotations
@@ -70,19 +71,31 @@ def steps_mask(
     cache_bins: Sequence[int] | None = None,
     total_steps: int | None = None,
     mask_policy: str = "medium",
+    computed_steps: int | None = None,
+    compute_last: bool = True,
 ) -> list[int]:
     """Return one 1 (compute) or 0 (may be reused) per step, for the option ``steps_computation_mask``.
 
     Without bins: a preset, ``mask_policy`` "slow", "medium", "fast" or "ultra", for any ``total_steps`` >= 1; its first
-    and last step are 1. With both bins: runs of these lengths in turn, cut to ``total_steps`` (None: all of them).
+    and last step are 1. With both bins: runs of these lengths in turn, cut to ``total_steps`` (None: all of them). With
+    ``computed_steps``: so many ones of ``total_steps``, the first two in a row, which is where a calibrator gets its
+    first slope, the others evenly spread; the last step is one of them with ``compute_last``, else the steps behind the
+    last 1 are as many as anywhere between two. Of fewer than 3 only the first is where it is in any case.
 
-    Raises OptionError where a value is wrong or the bins do not reach ``total_steps``. Source: cache-dit.
+    Raises OptionError where a value is wrong or the bins do not reach ``total_steps``. Source of presets and bins:
+    cache-dit.
 
     >>> "".join(map(str, steps_mask(total_steps=12, mask_policy="fast")))
     '111010010011'
     >>> steps_mask([2, 1], [3], total_steps=5)
     [1, 1, 0, 0, 0]
+    >>> "".join(map(str, steps_mask(total_steps=12, computed_steps=4)))
+    '110000100001'
+    >>> "".join(map(str, steps_mask(total_steps=12, computed_steps=4, compute_last=False)))
+    '110001001000'
     """
+    if computed_steps is not None:
+        return _spread(computed_steps, total_steps, compute_last, bins=compute_bins or cache_bins)
     if compute_bins is None and cache_bins is None:
         steps: int = _check_steps("total_steps", total_steps)
         policy: str = _check_preset("mask_policy", mask_policy)
@@ -95,6 +108,22 @@ def steps_mask(
     if len(mask) < wanted:
         raise OptionError.of("total_steps", wanted, f"at most {len(mask)}, the sum of the bins")
     return mask[:wanted]
+
+
+def _spread(computed_steps: object, total_steps: object, compute_last: bool, bins: object) -> list[int]:
+    if bins is not None:
+        raise OptionError.of("computed_steps", computed_steps, "None together with compute_bins and cache_bins")
+    total: int = _check_steps("total_steps", total_steps)
+    count: int = _check_steps("computed_steps", computed_steps)
+    if count > total:
+        raise OptionError.of("computed_steps", count, f"at most {total}, that is total_steps")
+    start = 1 if count >= 3 else 0  # the last of the first steps in a row
+    gaps = count - 1 - start + (not compute_last)
+    span = total - start - bool(compute_last)
+    # whole numbers only: rounding half to even would make gaps of uneven length
+    ends = [start + (2 * span * i + gaps) // (2 * gaps) for i in range(count - start)] if gaps else [start]
+    ones = {0, *ends}
+    return [int(step in ones) for step in range(total)]
 
 
 @lru_cache(maxsize=256)

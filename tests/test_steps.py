@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +112,30 @@ def test_explicit_bins_alternate_and_are_cut(ones: list[int], zeros: list[int], 
     assert fxcache.steps_mask(ones, zeros, steps) == whole[:steps]
 
 
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 7, 8, 28, 50, 61])
+def test_computed_steps_are_spread_evenly(total: int, last: bool) -> None:
+    for computed in range(1, total + 1):
+        whole = "".join(map(str, fxcache.steps_mask(total_steps=total, computed_steps=computed, compute_last=last)))
+        assert len(whole) == total and whole.count("1") == computed and whole.startswith("11" if computed > 2 else "1")
+        gaps = [len(gap) for gap in whole[computed > 2 :].split("1")[1:]]
+        if last and computed > 1:
+            assert whole.endswith("1")
+            gaps.pop()
+        # the steps behind an open end count as a gap like any other
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_spread_masks_in_full() -> None:
+    def spread(**options: Any) -> str:
+        return "".join(map(str, fxcache.steps_mask(total_steps=12, **options)))
+
+    assert spread(computed_steps=5) == "110010001001"
+    assert spread(computed_steps=5, compute_last=False) == "110010010100"
+    assert spread(computed_steps=2) == "100000000001" and spread(computed_steps=2, compute_last=False) == "100000100000"
+    assert spread(computed_steps=1) == spread(computed_steps=1, compute_last=False) == "1" + "0" * 11
+
+
 LENGTHS = "expected a list of integers >= 1; compute_bins and cache_bins go together"
 
 
@@ -128,6 +154,13 @@ LENGTHS = "expected a list of integers >= 1; compute_bins and cache_bins go toge
         (
             {"compute_bins": [2], "cache_bins": [1], "total_steps": 4},
             "total_steps=4: expected at most 3, the sum of the bins",
+        ),
+        ({"computed_steps": 3}, "total_steps=None: expected an integer >= 1"),
+        ({"total_steps": 8, "computed_steps": 0}, "computed_steps=0: expected an integer >= 1"),
+        ({"total_steps": 8, "computed_steps": 9}, "computed_steps=9: expected at most 8, that is total_steps"),
+        (
+            {"total_steps": 8, "computed_steps": 3, "compute_bins": [2], "cache_bins": [1]},
+            "computed_steps=3: expected None together with compute_bins and cache_bins",
         ),
     ],
 )

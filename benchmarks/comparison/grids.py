@@ -24,6 +24,9 @@ PRESETS = ("slow", "medium", "fast", "ultra")
 WARMUP_STEPS = 2
 LEAST_SPREAD = 3
 """Steps of an even mask: the first two and the last."""
+OPEN_UP_TO = 0.34
+"""Share of the steps up to which there are also masks that do not compute the last one: of few steps it is a large
+part, and corrects nothing that comes after it."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,17 @@ def preset_mask(preset: str, frame: Frame) -> Schedule:
 
 
 def masks(frame: Frame) -> list[Schedule]:
-    """The presets, which compute most at the start, and masks of evenly spread steps; equal masks once."""
+    """The presets, which compute most at the start, and masks of evenly spread steps; equal masks once.
+
+    Where few steps are computed there are two of these: one ends with a computed step, one is open at its end.
+    """
     presets = [preset_mask(preset, frame) for preset in PRESETS]
     counts = [count for count in _shares(frame) if count >= LEAST_SPREAD]
     even = [_masked(spread_mask(frame.steps, count), "even mask", frame) for count in counts]
+    few = [count for count in counts if count <= round(OPEN_UP_TO * frame.steps)]
+    opened = [_masked(spread_mask(frame.steps, count, compute_last=False), "open mask", frame) for count in few]
     found: dict[str | None, Schedule] = {}
-    for schedule in (*presets, *even):
+    for schedule in (*presets, *even, *opened):
         found.setdefault(schedule.mask, schedule)
     return list(found.values())
 

@@ -25,8 +25,9 @@ import fxcache
 from benchmarks.denoising import initial_noise
 from benchmarks.digits.model import FEW_STEPS, GRID, PATCH, load_transformer
 from benchmarks.digits.sample import DigitsPipeline, load_pipeline
-from benchmarks.digits.train import CHECKPOINT, Batch, descend, velocity_error
+from benchmarks.digits.train import CHECKPOINT, Batch, velocity_error
 from benchmarks.schedules import spread_mask
+from benchmarks.training import descend
 
 PAIRS = CHECKPOINT.with_name("pairs.safetensors")
 TEACHER_STEPS = 50
@@ -117,7 +118,8 @@ def distil(transformer: FluxTransformer2DModel, pairs: Pairs, steps: int, size: 
     with tqdm(total=steps, desc="distilling", unit="step") as bar:
         for step in range(steps):
             loss = velocity_error(transformer, draw_batch(pairs, size, seed, step))
-            losses.append(descend(loss, parameters, optimizer, schedule))
+            losses.append(float(descend(loss, parameters, optimizer)))
+            schedule.step()
             recent = losses[-100:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
             bar.update()

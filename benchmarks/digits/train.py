@@ -7,7 +7,6 @@ ten is dropped for guidance. Every step draws from its own seed, so that a resum
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +20,12 @@ from tqdm import tqdm
 
 from benchmarks.digits.data import transformer_digits
 from benchmarks.digits.model import NULL_CLASS, WEIGHTS, condition, new_transformer, pack, position_ids
+from benchmarks.training import average, descend
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "last.pt"
 CHECKPOINT_STEPS = 100
 PEAK_RATE = 1e-3
 CLASS_DROPOUT = 0.1
-MAX_GRADIENT_NORM = 1.0
 EMA_DECAY = 0.998
 
 
@@ -114,26 +113,14 @@ def velocity_error(transformer: FluxTransformer2DModel, batch: Batch) -> Tensor:
     return mse_loss(velocity, batch.velocity.to(device))
 
 
-def descend(loss: Tensor, parameters: Iterable[Tensor], optimizer: AdamW, schedule: OneCycleLR) -> float:
-    """One optimiser step; returns the loss."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-    optimizer.step()
-    schedule.step()
-    return float(loss.detach())
-
-
 def train_step(run: Run, batch: Batch) -> float:
     """One step of the run, and of the averaged weights; returns the mean squared error of the velocity."""
     error = velocity_error(run.transformer, batch)
-    loss = descend(error, run.transformer.parameters(), run.optimizer, run.schedule)
+    loss = descend(error, run.transformer.parameters(), run.optimizer)
+    run.schedule.step()
     run.step += 1
-    # A fixed decay would average in the random start for hundreds of steps.
-    decay = min(EMA_DECAY, (1 + run.step) / (10 + run.step))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(run.ema.parameters()), list(run.transformer.parameters()), 1 - decay)
-    return loss
+    average(run.ema, run.transformer, run.step, EMA_DECAY)
+    return float(loss)
 
 
 def export(ema: FluxTransformer2DModel, folder: Path) -> None:

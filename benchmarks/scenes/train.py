@@ -26,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.scenes.data import draw, random_layouts
 from benchmarks.scenes.model import LARGEST_FILE, WEIGHTS, condition, new_transformer, pack, position_ids
 from benchmarks.scenes.schedule import Clock, rate
+from benchmarks.training import average, descend
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "last.pt"
 CHECKPOINT_STEPS = 500
@@ -34,7 +35,6 @@ PEAK_RATE = 1.5e-3
 BETAS = (0.9, 0.99)
 CAPTION_DROPOUT = 0.1
 TIME_SHIFT = 1.5
-MAX_GRADIENT_NORM = 1.0
 EMA_DECAY = 0.999
 
 
@@ -140,17 +140,10 @@ def train_step(run: Run, batch: Batch) -> Tensor:
             img_ids=run.ids[1],
             return_dict=False,
         )[0]
-    loss = mse_loss(velocity.float(), batch.velocity)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.transformer.parameters(), MAX_GRADIENT_NORM)
-    run.optimizer.step()
+    loss = descend(mse_loss(velocity.float(), batch.velocity), run.transformer.parameters(), run.optimizer)
     run.step += 1
-    # A fixed decay would average in the start for thousands of steps.
-    decay = min(EMA_DECAY, (1 + run.step) / (10 + run.step))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(run.ema.parameters()), list(run.transformer.parameters()), 1 - decay)
-    return loss.detach()
+    average(run.ema, run.transformer, run.step, EMA_DECAY)
+    return loss
 
 
 def train(run: Run, clock: Clock, batch_size: int, seed: int, checkpoint: Path) -> None:

@@ -17,12 +17,13 @@ from fxcache.regions.dataflow import LAYERS, hint, is_heavy, op_name, shape_hint
 
 def node_flops(node: Node) -> int:
     """Operations of one node; 0 for everything but matrix products, convolutions and attention."""
+    if op_name(node).startswith(("_scaled_dot_product", "_flash_attention", "flex_attention")):
+        # as if no mask left anything out
+        shapes = [shape_hint(arg) for arg in node.args[:3] if isinstance(arg, Node)]
+        return _attention_flops(*shapes) if len(shapes) == 3 and all(shapes) else 0
     packet = getattr(node.target, "_overloadpacket", None)
     if packet is None:
         return 0
-    if op_name(node).startswith(("_scaled_dot_product", "_flash_attention")):
-        shapes = [shape_hint(arg) for arg in node.args[:3] if isinstance(arg, Node)]
-        return _attention_flops(*shapes) if len(shapes) == 3 and all(shapes) else 0
     if op_name(node) in LAYERS:
         return _layer_flops(node)
     count = flop_registry.get(packet)

@@ -95,7 +95,8 @@ def steps_mask(
     '110001001000'
     """
     if computed_steps is not None:
-        return _spread(computed_steps, total_steps, compute_last, bins=compute_bins or cache_bins)
+        other = compute_bins if compute_bins is not None else cache_bins
+        return _spread(computed_steps, total_steps, compute_last, other)
     if compute_bins is None and cache_bins is None:
         steps: int = _check_steps("total_steps", total_steps)
         policy: str = _check_preset("mask_policy", mask_policy)

@@ -119,10 +119,10 @@ def _spread(computed_steps: object, total_steps: object, compute_last: bool, bin
     if count > total:
         raise OptionError.of("computed_steps", count, f"at most {total}, that is total_steps")
     start = 1 if count >= 3 else 0  # the last of the first steps in a row
-    gaps = count - 1 - start + (not compute_last)
+    gaps = max(1, count - 1 - start + (not compute_last))
     span = total - start - bool(compute_last)
     # whole numbers only: rounding half to even would make gaps of uneven length
-    ends = [start + (2 * span * i + gaps) // (2 * gaps) for i in range(count - start)] if gaps else [start]
+    ends = [start + (2 * span * i + gaps) // (2 * gaps) for i in range(count - start)]
     ones = {0, *ends}
     return [int(step in ones) for step in range(total)]
 

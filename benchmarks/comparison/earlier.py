@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from typing import Any
 
 from benchmarks.comparison.fronts import best_of_groups
 from benchmarks.comparison.models import MODELS
-from benchmarks.comparison.sweep import Row
-from benchmarks.schedules import Schedule
+from benchmarks.comparison.sweep import Row, schedule_of
 
 ASKED = ("samples", "rounds", "steps", "few_step", "inner", "device")
 """What a comparison and one that it is added to have in common, by the names of the JSON's case."""
@@ -62,10 +60,9 @@ def added_to(path: Path, head: dict[str, Any], wanted: Sequence[Row]) -> Added:
     if earlier["machine"] != head["machine"]:
         raise ValueError(f"--add: expected the machine of {path}, {earlier['machine']}, found {head['machine']}")
     commits = [*earlier.get("commits", [earlier["commit"]]), head["commit"]]
-    names = [each.name for each in dataclasses.fields(Schedule)]
-    keys = {(row.contestant.name, *dataclasses.astuple(row.schedule)): row for row in wanted}
+    keys = {(row.contestant.name, row.schedule): row for row in wanted}
     methods = {row.contestant.name for row in wanted}
-    found = {(row["method"], *(row[name] for name in names)): row for row in earlier["rows"]}
+    found = {(row["method"], schedule_of(row)): row for row in earlier["rows"]}
     kept = [row for key, row in found.items() if key in keys or row["method"] not in methods]
     rows = [row for key, row in keys.items() if key not in found]
     return Added({**head, "versions": {**theirs, **mine}, "commits": commits}, kept, rows)

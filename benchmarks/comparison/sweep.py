@@ -86,8 +86,12 @@ def rows_to_measure(contestants: Sequence[Contestant], frame: Frame) -> list[Row
 
 def rows_again(found: Sequence[dict[str, Any]]) -> list[Row]:
     """Rows of a report, to be measured once more."""
-    names = [each.name for each in dataclasses.fields(Schedule)]
-    return [Row(*chosen([row["method"]], ()), Schedule(**{name: row[name] for name in names})) for row in found]
+    return [Row(*chosen([row["method"]], ()), schedule_of(row)) for row in found]
+
+
+def schedule_of(row: dict[str, Any]) -> Schedule:
+    """The setting of a row of a report."""
+    return Schedule(**{each.name: row[each.name] for each in dataclasses.fields(Schedule)})
 
 
 class Sweep:

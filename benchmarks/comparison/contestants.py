@@ -26,6 +26,7 @@ from benchmarks.comparison.grids import (
     both,
     fewer_steps,
     knob,
+    measured_masks,
     thresholds,
     without_first,
 )
@@ -116,6 +117,17 @@ def _own() -> list[Contestant]:
         Contestant(f"fxcache-f0{name}", "fxcache", entry(each), without_first(both))
         for name, each in calibrators.items()
         if name in ("", "-taylorseer1", "-taylorseer2", "-regression")
+    ]
+    found += [
+        Contestant(
+            f"fxcache-measured{name}",
+            "fxcache",
+            entry(calibrators[name], published("measured")),
+            measured_masks,
+            follows_masks=False,
+            first_blocks=0,
+        )
+        for name in ("-taylorseer1", "-taylorseer2", "-regression")
     ]
     found += [
         Contestant(f"fxcache-dbprune{name}", "fxcache", entry(CALIBRATORS[name], pruning_config), thresholds, False)

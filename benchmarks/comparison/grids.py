@@ -89,6 +89,15 @@ def knob(values: tuple[float, ...], word: str) -> Grid:
     return lambda frame: [Schedule("knob", frame.steps, threshold=value, words=f"{word} {value:g}") for value in values]
 
 
+def measured_masks(frame: Frame) -> list[Schedule]:
+    """Numbers of computed steps of a mask that the model is measured for, which say it all."""
+    return [
+        Schedule("knob", frame.steps, threshold=count, words=f"measured mask, {count} of {frame.steps}")
+        for count in _shares(frame)
+        if count >= LEAST_SPREAD
+    ]
+
+
 def fewer_steps(frame: Frame) -> list[Schedule]:
     """The baseline: no cache, as much less work in fewer steps."""
     return [Schedule("steps", count, words=f"{count} of {frame.steps} steps") for count in _shares(frame)]

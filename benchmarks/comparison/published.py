@@ -15,7 +15,13 @@ Config = Callable[[Stage, Schedule], Any]
 
 def published(name: str) -> Config:
     """How a method is configured for the one number of a schedule."""
-    return {"interval": _interval, "magcache": _magcache, "teacache": _teacache, "easycache": _easycache}[name]
+    return {
+        "interval": _interval,
+        "magcache": _magcache,
+        "measured": _measured,
+        "teacache": _teacache,
+        "easycache": _easycache,
+    }[name]
 
 
 def _interval(_: Stage, schedule: Schedule) -> fxcache.IntervalConfig:
@@ -28,6 +34,15 @@ def _teacache(stage: Stage, schedule: Schedule) -> fxcache.TeaCacheConfig:
 
 def _magcache(stage: Stage, schedule: Schedule) -> fxcache.MagCacheConfig:
     return _calibration(stage, schedule.steps).magcache_config(residual_diff_threshold=schedule.threshold)
+
+
+def _measured(stage: Stage, schedule: Schedule) -> fxcache.DBCacheConfig:
+    return fxcache.DBCacheConfig(
+        Fn_compute_blocks=0,
+        steps_computation_mask=_calibration(stage, schedule.steps).steps_mask(int(schedule.threshold or 1)),
+        steps_computation_policy="static",
+        max_warmup_steps=0,
+    )
 
 
 def _easycache(_: Stage, schedule: Schedule) -> fxcache.EasyCacheConfig:

@@ -15,6 +15,7 @@ from torch import nn
 from fxcache import checks
 from fxcache.api import transformers_of
 from fxcache.calibration.fit import fit_polynomial, mean_ratios
+from fxcache.calibration.least_error import least_error_mask, moves_of, sensitivities_of
 from fxcache.calibration.recording import Recorder
 from fxcache.errors import OptionError, RefusalError, StateError
 from fxcache.method_configs import MagCacheConfig, TeaCacheConfig
@@ -45,6 +46,26 @@ class Calibration:
     """How far one branch of one generation was from that table at most: 0.01 is 1 %."""
     changes: tuple[tuple[float, float], ...]
     """What was measured from step to step: change of what the first block reads, change of the output."""
+    times: tuple[float, ...]
+    """What the model was called with, step by step, in the first of the generations."""
+    trunk_products: tuple[tuple[float, ...], ...]
+    """[steps, steps]: of what the trunk adds at two steps, the mean product of one number."""
+    sensitivities: tuple[float, ...]
+    """Per step, how far the output moves for what the trunk adds: ratio of the L2 norms of their changes."""
+
+    def steps_mask(self, computed_steps: int) -> list[int]:
+        """Return one 1 (compute) or 0 (reuse) per step, for the option ``steps_computation_mask``.
+
+        Of all masks with ``computed_steps`` ones, 1 to `steps`, the one under which forecasts from the last two
+        computed steps can err least, by `trunk_products` and `sensitivities` (docs/policies/masks.md has the rule). It
+        is meant to be followed as it is, ``steps_computation_policy="static"``, by generations of `steps` steps, with
+        ``Fn_compute_blocks=0`` and a calibrator.
+
+        Raises OptionError for another number.
+        """
+        count: int = checks.integer(1, self.steps)("computed_steps", computed_steps)
+        reach = [move * share for move, share in zip(moves_of(self.times), self.sensitivities, strict=True)]
+        return least_error_mask(self.trunk_products, reach, count)
 
     def teacache_config(self, **changes: Any) -> TeaCacheConfig:
         """Return the configuration of TeaCache with this polynomial; `changes` are its other fields."""
@@ -68,13 +89,17 @@ class Calibration:
         names = set(cls.__dataclass_fields__)
         if not isinstance(found, Mapping) or set(found) != names:
             raise OptionError(f"{path}: expected an object with {', '.join(sorted(names))}")
-        pairs = tuple((float(read), float(output)) for read, output in found["changes"])
-        tuples = {name: tuple(map(float, found[name])) for name in ("rescale_coefficients", "magnitude_ratios")}
-        return cls(**{**found, **tuples, "changes": pairs})
+        rows = ("rescale_coefficients", "magnitude_ratios", "times", "sensitivities")
+        tables = ("changes", "trunk_products")
+        tuples: dict[str, Any] = {name: tuple(map(float, found[name])) for name in rows}
+        tuples |= {name: tuple(tuple(map(float, row)) for row in found[name]) for name in tables}
+        return cls(**{**found, **tuples})
 
     def __str__(self) -> str:
         coefficients = ", ".join(f"{value:.6g}" for value in self.rescale_coefficients)
         ratios = ", ".join(f"{value:.4f}" for value in self.magnitude_ratios)
+        counts = dict.fromkeys(max(1, round(self.steps / factor)) for factor in (2, 3, 4))
+        masks = {count: "".join(map(str, self.steps_mask(count))) for count in counts}
         return "\n".join(
             [
                 f"{self.model}: {self.series} branches of {self.steps} steps, {len(self.changes)} changes",
@@ -82,6 +107,7 @@ class Calibration:
                 f"                      explain {100 * self.explained:.1f} % of the variance",
                 f"magnitude_ratios      {ratios}",
                 f"                      a single branch deviates by {100 * self.deviation:.2g} % at most",
+                *(f"steps_mask({count})".ljust(22) + mask for count, mask in masks.items()),
             ]
         )
 
@@ -107,7 +133,8 @@ def calibrate(target: object, run: Callable[[], object], degree: int = 4, trunk:
     if len(modules) > 1:
         raise OptionError(f"target: expected one transformer, found {', '.join(modules)}; give calibrate one of them")
     (module,) = modules.values()
-    options = Options(Fn_compute_blocks=0, inner_backend="eager", max_warmup_steps=1 << 30, trunk=trunk)
+    uncached = {"inner_backend": "eager", "max_warmup_steps": 1 << 30}
+    options = Options.from_mapping({**uncached, "Fn_compute_blocks": 0, "trunk": trunk, "calibrator_time": "timestep"})
     recorder = Recorder(options)
     _record(module, recorder, run)
     name = type(module).__name__
@@ -129,7 +156,8 @@ def _record(module: nn.Module, recorder: Recorder, run: Callable[[], object]) ->
 
 
 def _fitted(name: str, recorder: Recorder, degree: int) -> Calibration:
-    series = [changes for changes in recorder.series if changes]
+    recorded = [series for series in recorder.series if series.changes]
+    series = [each.changes for each in recorded]
     lengths = {tuple(change.step for change in changes) for changes in series}
     if not series:
         raise StateError("calibrate: no two steps of one generation were recorded; enter fxcache.generation() in run")
@@ -139,5 +167,16 @@ def _fitted(name: str, recorder: Recorder, degree: int) -> Calibration:
     points = tuple((change.read, change.output) for changes in series for change in changes)
     coefficients, explained = fit_polynomial(points, degree)
     ratios, deviation = mean_ratios([[change.ratio for change in changes] for changes in series])
-    steps = len(ratios) + 1
-    return Calibration(name, steps, len(series), coefficients, explained, (1.0, *ratios), deviation, points)
+    return Calibration(
+        model=name,
+        steps=len(ratios) + 1,
+        series=len(series),
+        rescale_coefficients=coefficients,
+        explained=explained,
+        magnitude_ratios=(1.0, *ratios),
+        deviation=deviation,
+        changes=points,
+        times=tuple(recorded[0].times),
+        trunk_products=tuple(map(tuple, torch.stack([each.products() for each in recorded]).mean(0).tolist())),
+        sensitivities=sensitivities_of([each.moved for each in recorded]),
+    )

@@ -24,6 +24,9 @@ from fxcache.rewrite.thread_state import main_stream
 from fxcache.runtime.attribution import Attribution
 from fxcache.runtime.interface import GraphInfo, Outcome, TensorSpec
 
+_SAMPLES = 1 << 18
+"""Numbers kept of what the trunk adds: products of two steps are means over them, and a megabyte per step is little."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -40,17 +43,36 @@ class Change:
 
 
 @dataclass
+class Series:
+    """One branch of one generation."""
+
+    changes: list[Change] = field(default_factory=list)
+    """From its second step on."""
+    times: list[float] = field(default_factory=list)
+    """What the model was called with, step by step; the number of the step where no time was found."""
+    added: list[Tensor] = field(default_factory=list)
+    """float32, the same numbers of what the trunk adds at every step: all, or as many as `_SAMPLES`, drawn once."""
+    moved: list[tuple[float, float]] = field(default_factory=list)
+    """From its second step on, the squares of how far the output has moved, and what the trunk adds."""
+
+    def products(self) -> Tensor:
+        """Return [steps, steps], float64 on the CPU: mean products of the numbers that the trunk adds at two steps."""
+        rows = torch.stack(self.added).double()
+        return (rows @ rows.T / max(1, rows.shape[1])).cpu()
+
+
+@dataclass
 class Recorder:
     """Measurements of one model; `backend` is what it is compiled with."""
 
     options: Options
-    series: list[list[Change]] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
     """One per branch and generation."""
     refusals: list[Refusal] = field(default_factory=list)
     found: bool = False
     """Whether any graph had a trunk."""
     _attribution: Attribution = field(default_factory=lambda: Attribution(host_readable=lambda tensor: True))
-    _open: dict[int, list[Change]] = field(default_factory=dict)
+    _open: dict[int, Series] = field(default_factory=dict)
 
     def backend(self, gm: GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
         """Compile one graph so that it runs as it is, operator by operator, and shows what passes through it."""
@@ -73,11 +95,15 @@ class Recorder:
         state = lease.state(tuple(TensorSpec(tuple(value.shape), torch.float32, value.device) for value in shown))
         if lease.store:
             known = self._open.get(id(state[0]))
+            step, time = lease.now
             if not lease.stored or known is None:
-                known = self._open[id(state[0])] = []
+                known = self._open[id(state[0])] = Series()
                 self.series.append(known)
             else:
-                known.append(_change(lease.now[0], shown, state))
+                known.changes.append(_change(step, shown, state))
+                known.moved.append((_square(shown[1], state[1]), _square(shown[2], state[2])))
+            known.times.append(float(step) if time is None else time)
+            known.added.append(_sample(shown[2]))
         for kept, value in zip(state, shown, strict=True):
             kept.copy_(value)
         self._attribution.end(lease, Outcome())
@@ -91,6 +117,19 @@ def _change(step: int, shown: Sequence[Tensor], before: Sequence[Tensor]) -> Cha
     moved = [float(change / size) for change, size in map(Tensor.unbind, sums)]
     ratio = (added.float().norm(dim=-1) / last_added.norm(dim=-1)).mean()
     return Change(step, moved[0], moved[1], float(ratio))
+
+
+def _square(now: Tensor, before: Tensor) -> float:
+    return float((now.float() - before).square().sum(dtype=torch.float64))
+
+
+def _sample(values: Tensor) -> Tensor:
+    """Return numbers out of a tensor: the same places in all tensors of one size."""
+    flat = values.detach().flatten()
+    if flat.numel() > _SAMPLES:
+        generator = torch.Generator().manual_seed(flat.numel())
+        flat = flat[torch.randint(flat.numel(), (_SAMPLES,), generator=generator).to(flat.device)]
+    return flat.float().clone()
 
 
 class _Recorded:

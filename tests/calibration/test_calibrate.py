@@ -68,6 +68,64 @@ def test_what_is_measured_is_what_the_eager_model_shows(two_streams: bool) -> No
     assert -1.0 < found.explained <= 1.0
 
 
+def test_what_the_trunk_adds_is_what_the_eager_model_shows() -> None:
+    model = tiny_trunk(blocks=3)
+    calls = interleaved(steps_of("first", 1, count=8), steps_of("second", 2, count=8))
+    found = fxcache.calibrate(model, walk(model, calls))
+    rows: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+    for call in calls:
+        entered, fixed = model.prefix(call.x, call.t, call.c)
+        streams = entered
+        for index in range(len(model.blocks)):
+            streams = model.block(index, streams, fixed)
+        values = model.suffix(streams, fixed, call.x), streams[0] - entered[0]
+        rows.setdefault((call.generation, call.branch), []).append(values)
+    outputs, added = (
+        torch.stack([torch.stack([row[i].double().flatten() for row in each]) for each in rows.values()])
+        for i in (0, 1)
+    )
+    expected = (added @ added.mT / added.shape[2]).mean(0)
+    torch.testing.assert_close(torch.tensor(found.trunk_products, dtype=torch.float64), expected, rtol=1e-5, atol=1e-7)
+    moved = [values.diff(dim=1).square().sum((0, 2)).sqrt() for values in (outputs, added)]
+    ratios = (moved[0] / moved[1]).tolist()
+    assert found.sensitivities == pytest.approx([ratios[0], *ratios], rel=1e-4)
+    first = [float(call.t.max()) for call in calls if (call.generation, call.branch) == ("first", "cond")]
+    assert found.times == pytest.approx(first)
+
+
+class Turning(nn.Module):
+    """What the blocks add changes its direction once, between two steps."""
+
+    def __init__(self, turn: float) -> None:
+        super().__init__()
+        self.turn, self.enter = turn, nn.Linear(16, 16)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)) for _ in range(4))
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        sign = torch.where(timestep > self.turn, 1.0, -1.0)[:, None, None]
+        x = self.enter(hidden_states)
+        for block in self.blocks:
+            x = x + sign * block(x)
+        return x
+
+
+def test_the_mask_computes_where_the_output_turns() -> None:
+    torch.manual_seed(0)
+    model, noise = Turning(0.45).eval(), torch.randn(1, 6, 16)
+    times = torch.linspace(1, 0.05, 20)
+
+    def run() -> None:
+        with fxcache.generation():
+            for time in times:
+                model(noise, time.expand(1))
+
+    found = fxcache.calibrate(model, run)
+    assert found.steps_mask(2) == [1, *(int(step == int((times > 0.45).sum())) for step in range(1, 20))]
+    assert found.steps_mask(20) == [1] * 20
+    with pytest.raises(OptionError, match=r"^computed_steps=21: expected an integer from 1 to 20$"):
+        found.steps_mask(21)
+
+
 def test_no_change_is_measured_from_one_generation_to_the_next() -> None:
     model = tiny_trunk(blocks=3)
     calls = [*steps_of("first", 1, count=4), *steps_of("second", 2, count=4)]
@@ -110,7 +168,8 @@ def test_the_model_is_left_as_it_was_after_an_error_too() -> None:
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    found = fxcache.Calibration("M", 3, 2, (1.5, 0.0), 0.9, (1.0, 0.5, 0.25), 0.01, ((0.1, 0.2), (0.3, 0.4)))
+    trunk = (1.0, 0.6, 0.3), ((1.0, 0.5, 0.2), (0.5, 1.0, 0.6), (0.2, 0.6, 1.0)), (1.0, 1.0, 2.0)
+    found = fxcache.Calibration("M", 3, 2, (1.5, 0.0), 0.9, (1.0, 0.5, 0.25), 0.01, ((0.1, 0.2), (0.3, 0.4)), *trunk)
     found.save(tmp_path / "model.json")
     assert fxcache.Calibration.load(tmp_path / "model.json") == found
     assert found.teacache_config(residual_diff_threshold=0.3) == fxcache.TeaCacheConfig(
@@ -121,6 +180,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     )
     text = str(found)
     assert "explain 90.0 % of the variance" in text and "1.0000, 0.5000, 0.2500" in text
+    assert f"steps_mask(2)         {''.join(map(str, found.steps_mask(2)))}" in text
 
 
 @pytest.mark.parametrize(("content", "sentence"), [("{", "expected JSON"), ("{}", "expected an object with changes,")])

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     calibrate = commands.add_parser(
-        "calibrate", help="measure a model, uncached: the coefficients of TeaCache and the ratios of MagCache"
+        "calibrate", help="measure a model, uncached: masks of steps, the coefficients of TeaCache, MagCache's ratios"
     )
     calibrate.add_argument(
         "target",

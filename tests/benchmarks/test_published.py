@@ -40,9 +40,9 @@ def uncached(pipeline: DigitsPipeline) -> Iterator[Tensor]:
     fxcache.disable_cache(pipeline)
 
 
-def drawn(pipeline: DigitsPipeline, uncached: Tensor, config: Any) -> tuple[list[str], float]:
+def drawn(pipeline: DigitsPipeline, uncached: Tensor, config: Any, calibrator: Any = None) -> tuple[list[str], float]:
     """The decisions of both branches, and the PSNR to the uncached pictures in dB."""
-    fxcache.enable_cache(pipeline, config, inner_backend="eager", on_refusal="raise")
+    fxcache.enable_cache(pipeline, config, calibrator, inner_backend="eager", on_refusal="raise")
     error = (draw(pipeline) - uncached).square().mean()
     return [made.decisions for made in fxcache.summary(pipeline).contexts], float(-10 * error.log10())
 
@@ -87,3 +87,22 @@ def test_magcache_with_a_table_that_was_measured(pipeline: DigitsPipeline, uncac
     found, quality = drawn(pipeline, uncached, calibration.magcache_config(residual_diff_threshold=0.15))
     assert found[0].startswith("CC") and found[0].endswith("C") and found[0].count(".") >= 3, found
     assert quality > 35, (found, quality)
+
+
+@pytest.mark.parametrize("computed_steps", [4, 6])
+def test_a_mask_that_was_measured(pipeline: DigitsPipeline, uncached: Tensor, computed_steps: int) -> None:
+    mask = fxcache.calibrate(pipeline, lambda: draw(pipeline, seed=1)).steps_mask(computed_steps)
+    words = "".join(".C"[digit] for digit in mask)
+    assert words.count("C") == computed_steps
+    static = {"Fn_compute_blocks": 0, "steps_computation_policy": "static", "max_warmup_steps": 0}
+    config = fxcache.DBCacheConfig(steps_computation_mask=mask, **static)
+    calibrator = fxcache.TaylorSeerCalibratorConfig(taylorseer_order=2)
+    found, quality = drawn(pipeline, uncached, config, calibrator)
+    assert found == [words] * 2
+    fxcache.disable_cache(pipeline)
+    # computed in a row at the start, as many steps are worth less
+    found, worse = drawn(
+        pipeline, uncached, config.reset(**{**static, "steps_computation_mask": sorted(mask)[::-1]}), calibrator
+    )
+    assert found[0].count("C") == computed_steps
+    assert quality > worse + 5, (quality, worse)

@@ -67,14 +67,20 @@ def least_error_mask(products: Sequence[Sequence[float]], reach: Sequence[float]
 def moves_of(times: Sequence[float]) -> list[float]:
     """Return how far a solver goes with each of the steps that it takes at these times.
 
-    The last one ends where nobody says: at 0 if time runs down to it, and no nearer than the one before it went.
+    The last one ends where nobody says: at 0 if time runs down to it, and no nearer than the one before it went. A
+    solver of second order asks twice at one time and adds both up: both go as far as the one before or after them.
 
-    >>> moves_of([1.0, 0.75, 0.5])
-    [0.25, 0.25, 0.5]
+    >>> moves_of([1.0, 0.75, 0.75, 0.5])
+    [0.25, 0.25, 0.25, 0.5]
     """
     moves = [abs(now - after) for now, after in pairwise(times)]
     runs_down = len(times) > 1 and times[0] > times[-1] > 0
-    return [*moves, max([*moves[-1:], times[-1] if runs_down else 0.0]) or 1.0]
+    moves.append(max([*moves[-1:], times[-1] if runs_down else 0.0]))
+    found, last = [], next(filter(None, moves), 1.0)
+    for move in moves:
+        last = move or last
+        found.append(last)
+    return found
 
 
 def sensitivities_of(moved: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, ...]:

@@ -74,6 +74,8 @@ def test_neither_the_scale_of_added_nor_that_of_time_matters() -> None:
         ([1.0, 0.5, 0.125], [0.5, 0.375, 0.375]),  # towards 0, which is nearer than the last step was long
         ([1.0, 0.9, 0.7], [0.1, 0.2, 0.7]),
         ([0.0, 0.5, 0.75], [0.5, 0.25, 0.25]),  # nobody knows where an ascending time ends
+        ([0.8, 0.6, 0.6, 0.5, 0.5], [0.2, 0.2, 0.1, 0.1, 0.5]),  # asked twice at one time
+        ([0.5, 0.5], [1.0, 1.0]),
         ([7.0], [1.0]),
     ],
 )

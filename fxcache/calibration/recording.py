@@ -57,8 +57,8 @@ class Series:
 
     def products(self) -> Tensor:
         """Return [steps, steps], float64 on the CPU: mean products of the numbers that the trunk adds at two steps."""
-        rows = torch.stack(self.added).double()
-        return (rows @ rows.T / max(1, rows.shape[1])).cpu()
+        rows = torch.stack(self.added).cpu().double()  # not every device has float64
+        return rows @ rows.T / max(1, rows.shape[1])
 
 
 @dataclass
@@ -120,7 +120,7 @@ def _change(step: int, shown: Sequence[Tensor], before: Sequence[Tensor]) -> Cha
 
 
 def _square(now: Tensor, before: Tensor) -> float:
-    return float((now.float() - before).square().sum(dtype=torch.float64))
+    return float((now.float() - before).norm()) ** 2
 
 
 def _sample(values: Tensor) -> Tensor:

@@ -183,6 +183,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert f"steps_mask(2)         {''.join(map(str, found.steps_mask(2)))}" in text
 
 
+@pytest.mark.parametrize("by", ["sensitivities", "times"])
+def test_steps_that_reach_far_are_computed(by: str) -> None:
+    rows = torch.randn(12, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(0)
+    products = tuple(map(tuple, (rows @ rows.T).tolist()))
+    far, near = [10.0] * 6, [0.1] * 6
+    computed = []
+    for reach in (far + near, near + far):
+        times = tuple(sum(reach[step:]) for step in range(12)) if by == "times" else tuple(range(12, 0, -1))
+        shares = tuple(reach) if by == "sensitivities" else (1.0,) * 12
+        found = fxcache.Calibration("M", 12, 1, (1.0,), 1.0, (1.0,) * 12, 0.0, (), times, products, shares)
+        computed.append(sum(found.steps_mask(5)[:6]))
+    assert computed[0] > computed[1]
+
+
 @pytest.mark.parametrize(("content", "sentence"), [("{", "expected JSON"), ("{}", "expected an object with changes,")])
 def test_a_file_with_something_else_is_refused(content: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"

@@ -53,7 +53,7 @@ def masks(frame: Frame) -> list[Schedule]:
     Where few steps are computed there are two of these: one ends with a computed step, one is open at its end.
     """
     presets = [preset_mask(preset, frame) for preset in PRESETS]
-    counts = [count for count in _shares(frame) if count >= LEAST_SPREAD]
+    counts = _spread_counts(frame)
     even = [_masked(spread_mask(frame.steps, count), "even mask", frame) for count in counts]
     few = [count for count in counts if count <= round(OPEN_UP_TO * frame.steps)]
     opened = [_masked(spread_mask(frame.steps, count, compute_last=False), "open mask", frame) for count in few]
@@ -90,11 +90,10 @@ def knob(values: tuple[float, ...], word: str) -> Grid:
 
 
 def measured_masks(frame: Frame) -> list[Schedule]:
-    """Numbers of computed steps of a mask that the model is measured for, which say it all."""
+    """As many computed steps as even masks have: the one knob of a mask that the model is measured for."""
     return [
         Schedule("knob", frame.steps, threshold=count, words=f"measured mask, {count} of {frame.steps}")
-        for count in _shares(frame)
-        if count >= LEAST_SPREAD
+        for count in _spread_counts(frame)
     ]
 
 
@@ -107,6 +106,11 @@ def _shares(frame: Frame) -> list[int]:
     """Numbers of steps, each once, and fewer than all."""
     counts = dict.fromkeys(max(1, round(share * frame.steps)) for share in SHARES)
     return [count for count in counts if count < frame.steps]
+
+
+def _spread_counts(frame: Frame) -> list[int]:
+    """Those of them that a mask of spread steps may have."""
+    return [count for count in _shares(frame) if count >= LEAST_SPREAD]
 
 
 def both(frame: Frame) -> list[Schedule]:

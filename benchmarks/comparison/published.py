@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import fxcache
-from benchmarks.comparison.entries import Stage
+from benchmarks.comparison.entries import Stage, own_config
 from benchmarks.comparison.models import twin
 from benchmarks.schedules import Schedule
 
@@ -37,12 +38,8 @@ def _magcache(stage: Stage, schedule: Schedule) -> fxcache.MagCacheConfig:
 
 
 def _measured(stage: Stage, schedule: Schedule) -> fxcache.DBCacheConfig:
-    return fxcache.DBCacheConfig(
-        Fn_compute_blocks=0,
-        steps_computation_mask=_calibration(stage, schedule.steps).steps_mask(int(schedule.threshold or 1)),
-        steps_computation_policy="static",
-        max_warmup_steps=0,
-    )
+    mask = _calibration(stage, schedule.steps).steps_mask(int(schedule.threshold or 1))
+    return own_config(stage, replace(schedule, mask="".join(map(str, mask))))
 
 
 def _easycache(_: Stage, schedule: Schedule) -> fxcache.EasyCacheConfig:

@@ -133,8 +133,13 @@ def calibrate(target: object, run: Callable[[], object], degree: int = 4, trunk:
     if len(modules) > 1:
         raise OptionError(f"target: expected one transformer, found {', '.join(modules)}; give calibrate one of them")
     (module,) = modules.values()
-    uncached = {"inner_backend": "eager", "max_warmup_steps": 1 << 30}
-    options = Options.from_mapping({**uncached, "Fn_compute_blocks": 0, "trunk": trunk, "calibrator_time": "timestep"})
+    options = Options(
+        Fn_compute_blocks=0,
+        inner_backend="eager",
+        max_warmup_steps=1 << 30,
+        trunk=trunk,
+        calibrator_time="timestep",
+    )
     recorder = Recorder(options)
     _record(module, recorder, run)
     name = type(module).__name__

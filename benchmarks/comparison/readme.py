@@ -74,10 +74,8 @@ def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
 def marks_of(report: dict[str, Any], source: Path) -> Marks:
     """Where the page has what this JSON gives."""
     case = report["case"]
-    if case.get("best_of"):
-        return BEST
     if case["model"] == IN_README and not case["few_step"]:
-        return COMPARE
+        return BEST if case.get("best_of") else COMPARE
     return f"<!-- {source.name}: written by python -m benchmarks.compare --readme -->", f"<!-- end of {source.name} -->"
 
 
@@ -126,11 +124,12 @@ def best_section(report: dict[str, Any], source: Path, places: Places) -> str:
     words = (
         f"`python -m benchmarks.compare --model {case['model']} --best-of benchmarks/results/{case['best_of']} "
         f"--samples {case['samples']} --rounds {case['rounds']}`\n(`{name}`): whatever was the best of its project at "
-        f"one of the speedups above, in {case['samples']} pictures. Work is\nhow many times fewer operations it takes, "
-        "`read` the share of pictures that the judge reads as what was asked for, and\nthe last two columns have the "
-        "Fréchet distance in the judge's features to the uncached pictures and to real ones."
+        f"one of the speedups above,\nby time or by operations, in {case['samples']} pictures, of which the "
+        f"{case['samples'] // case['rounds']} of a round are one batch. Work is how many times fewer operations\nit "
+        "takes, `read` the share of pictures that the judge reads as what was asked for, and the last two columns have "
+        "the\nFréchet distance in the judge's features to the uncached pictures and to real ones, of 1,000 or more."
     )
-    columns = ("", "setting", "work", "PSNR dB", "SSIM", "read", "to uncached", "to real")
+    columns = ("", "setting", "speedup", "work", "PSNR dB", "SSIM", "read", "to uncached", "to real")
     lines = [columns, ["---"] * len(columns), *map(_best_line, measured(report["rows"]))]
     return f"\n{words}\n\n{_lines(lines)}\n"
 
@@ -164,8 +163,9 @@ def _best_line(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["method"],
         row["setting"],
+        f"{median(row['speedup_to_inductor']):.2f}x",
         f"{row['factor']:.2f}x",
-        f"{row['psnr_db']:.1f}",
+        _psnr(row),
         f"{row['ssim']:.4f}",
         f"{100 * row['accuracy']:.1f} %",
         *(NOTHING if value is None else f"{value:.{digits}f}" for value, digits in zip(far, (3, 2), strict=True)),

@@ -91,7 +91,8 @@ def test_every_json_has_one_place(model: str) -> None:
         for changed, name in [({}, "a.json"), ({"few_step": True}, "b.json"), ({"few_step": True}, "c.json")]
     ]
     assert len(set(marks)) == 3 and (marks[0] == COMPARE) == (model == "digits") and BEST not in marks
-    assert marks_of({"case": {**case, "best_of": "some.json"}}, Path("d.json")) == BEST
+    best = marks_of({"case": {**case, "best_of": "some.json"}}, Path("d.json"))
+    assert best not in marks and (best == BEST) == (model == "digits")
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,11 @@ QUALITY = (
 )  # fmt: skip
 """Who takes part in a comparison of quality, unless told otherwise."""
 FEW_STEPS = (
-    "fewer-steps", "fxcache", "fxcache-taylorseer1", "fxcache-regression", "cache-dit-compile",
+    "fewer-steps", "fxcache", "fxcache-taylorseer1", "fxcache-regression", "fxcache-f0-taylorseer1",
+    "fxcache-f0-regression", "fxcache-measured-taylorseer2", "cache-dit-compile",
     "cache-dit-taylorseer1-compile", "cache-dit-taylorseer2-compile", "diffusers-taylorseer-lite-compile",
 )  # fmt: skip
-"""The same for `--few-step`."""
+"""The same for `--few-step`. Those named f0 and measured, and the lite one, run no block in a reused step."""
 
 
 class Run:

@@ -141,8 +141,8 @@ def few_step_section(report: dict[str, Any], source: Path, places: Places) -> st
         f"`python -m benchmarks.compare --model {case['model']} --steps {case['steps']} --few-step --samples "
         f"{case['samples']} --rounds {case['rounds']}`\non {_machine(report['machine'])} (`{name}`): a quarter of the "
         "blocks at either end always runs, none of those named f0, measured and lite. Of every method the settings\n"
-        "that no other one of it beats in both speed and PSNR to the uncached pictures; `read` is the share of pictures "
-        "that the judge reads\nas what was asked for."
+        "that no other one of it beats in both speed and PSNR to the uncached pictures; `read` is the share of "
+        "pictures that the judge reads\nas what was asked for."
     )
     rows = measured(report["rows"])
     columns = ("", "setting", "speedup", "work", "PSNR dB", "read")

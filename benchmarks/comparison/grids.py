@@ -18,7 +18,7 @@ ERRORS = (0.03, 0.06, 0.12, 0.24, 0.48, 0.96)
 """Of the accumulated error of magnitudes."""
 INTERVALS = (2, 3, 4, 5, 6, 8)
 """A step in so many is computed."""
-SHARES = (0.8, 0.6, 0.45, 0.34, 0.28, 0.22, 0.18, 0.16, 0.12)
+SHARES = (0.8, 0.6, 0.45, 0.34, 0.32, 0.28, 0.25, 0.22, 0.18, 0.16, 0.12)
 """Of the steps: those that are taken at all in the baseline without a cache, and those that an even mask computes."""
 PRESETS = ("slow", "medium", "fast", "ultra")
 WARMUP_STEPS = 2

@@ -36,9 +36,10 @@ def measured(rows: Rows) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("psnr_db") is not None]
 
 
-def front(rows: Rows, speed: str = "speedup_to_inductor") -> list[dict[str, Any]]:
-    """The rows that no other one beats in both speed and PSNR, by speed."""
-    ordered = sorted(measured(rows), key=lambda row: (median(row[speed]), row["psnr_db"]))
+def front(rows: Rows, speed: str = "time") -> list[dict[str, Any]]:
+    """The rows that no other one beats in both speed, by a name of `SPEEDS`, and PSNR; the slowest first."""
+    _, of = SPEEDS[speed]
+    ordered = sorted(measured(rows), key=lambda row: (of(row), row["psnr_db"]))
     return [
         row for i, row in enumerate(ordered) if all(other["psnr_db"] < row["psnr_db"] for other in ordered[i + 1 :])
     ]
@@ -104,7 +105,7 @@ def plot_fronts(rows: Rows, path: Path, name: str) -> None:
     FigureCanvasAgg(figure)
     # equal to the uncached pictures, or uncached: nothing to see
     shown = [row for row in measured(rows) if row["psnr_db"] < 99]
-    for axes, (label, speed) in zip(figure.subplots(1, 2, sharey=True), SPEEDS.values(), strict=True):
+    for axes, (speed, (label, _)) in zip(figure.subplots(1, 2, sharey=True), SPEEDS.items(), strict=True):
         for group, colour in COLOURS.items():
             mine = [row for row in shown if row["group"] == group]
             if mine:
@@ -121,9 +122,9 @@ def plot_fronts(rows: Rows, path: Path, name: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _draw(axes: Any, rows: Rows, speed: Callable[[dict[str, Any]], float], colour: str, label: str) -> None:
-    points = sorted((speed(row), row["psnr_db"]) for row in rows)
-    best = [point for i, point in enumerate(points) if all(other[1] < point[1] for other in points[i + 1 :])]
+def _draw(axes: Any, rows: Rows, speed: str, colour: str, label: str) -> None:
+    _, of = SPEEDS[speed]
+    points, best = ([(of(row), row["psnr_db"]) for row in some] for some in (rows, front(rows, speed)))
     axes.scatter(*zip(*points, strict=True), s=8, color=colour, alpha=0.35)
     axes.plot(*zip(*best, strict=True), color=colour, marker="o", markersize=3.5, linewidth=1.4, label=label)
 

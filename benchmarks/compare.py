@@ -35,15 +35,20 @@ SPEED = (
 )  # fmt: skip
 """Who takes part in a comparison of speed, unless told otherwise."""
 QUALITY = (
-    "fewer-steps", "fxcache-all", "cache-dit", "cache-dit-compile", "cache-dit-compile-blocks",
+    "fewer-steps", "fxcache-regression", "fxcache-f0-regression", "fxcache-f0-taylorseer2", "fxcache-taylorseer1",
+    "fxcache", "fxcache-easycache", "fxcache-dbprune-taylorseer1", "cache-dit-compile",
     "cache-dit-taylorseer1-compile", "cache-dit-taylorseer2-compile", "cache-dit-foca-compile",
-    "cache-dit-dmd-compile", "cache-dit-dbprune", "cache-dit-dbprune-taylorseer1",
-    "diffusers-fbc", "diffusers-fbc-compile", "diffusers-taylorseer", "diffusers-taylorseer-compile",
-    "diffusers-taylorseer-lite", "diffusers-taylorseer-lite-compile", "diffusers-magcache",
-    "diffusers-magcache-compile", "diffusers-pab", "diffusers-pab-compile", "diffusers-fastercache",
-    "diffusers-seacache",
+    "cache-dit-dmd-compile", "cache-dit", "cache-dit-dbprune-taylorseer1", "diffusers-fbc-compile",
+    "diffusers-taylorseer-compile", "diffusers-taylorseer-lite-compile", "diffusers-magcache-compile",
+    "diffusers-pab-compile", "diffusers-seacache", "diffusers-fastercache", "fxcache-measured-taylorseer2",
+    "fxcache-measured-regression",
 )  # fmt: skip
 """Who takes part in a comparison of quality, unless told otherwise."""
+METHODS = (
+    "fewer-steps", "fxcache-all", "cache-dit", "cache-dit-taylorseer1", "cache-dit-taylorseer2", "cache-dit-foca",
+    "cache-dit-dmd", "cache-dit-dbprune", "cache-dit-dbprune-taylorseer1",
+)  # fmt: skip
+"""The same where nothing is compiled, so that times say nothing: every method of fxcache, and of cache-dit."""
 FEW_STEPS = (
     "fewer-steps", "fxcache", "fxcache-taylorseer1", "fxcache-regression", "fxcache-f0-taylorseer1",
     "fxcache-f0-regression", "fxcache-measured-taylorseer2", "cache-dit-compile",
@@ -134,11 +139,12 @@ def _prepare_all(competitors: Sequence[Competitor], run: Run) -> None:
 def run_sweep(given: argparse.Namespace) -> dict[str, Any]:
     """Measure quality over speed; the JSON is written after every few rows."""
     again = given.best_of and best_rows(given)
-    run = Run(given, [row["method"] for row in again] if again else FEW_STEPS if given.few_step else QUALITY)
+    run = Run(given, [row["method"] for row in again] if again else _default_methods(given))
     frame = frame_of(given, run.model, run.stage)
     rows = rows_again(again) if again else rows_to_measure(run.contestants, frame)
     rows = run.add(rows) if given.add else rows
-    plan = Plan(given.samples, given.rounds, frame, len(rows) if again else given.abreast, apart=bool(again))
+    abreast = len(rows) if again else given.abreast
+    plan = Plan(given.samples, given.rounds, frame, abreast, apart=bool(again), examine=given.examine)
     measured: dict[int, dict[str, Any]] = {}
 
     def done(here: Sequence[Row]) -> None:
@@ -168,6 +174,12 @@ def run_sweep(given: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def _default_methods(given: argparse.Namespace) -> Sequence[str]:
+    if given.few_step:
+        return FEW_STEPS
+    return QUALITY if given.inner_backend == "inductor" else METHODS
+
+
 def frame_of(given: argparse.Namespace, model: Model, stage: Stage) -> Frame:
     """What the grids share: a quarter of the blocks at either end for few steps, else the first block."""
     steps = given.steps or model.steps
@@ -194,11 +206,13 @@ def default_path(given: argparse.Namespace) -> Path:
     ending = f"-{given.steps}-steps" if given.few_step else "-best" if given.best_of else ""
     if given.schedules and MODELS[given.model].is_judged:
         ending = "-schedules"  # beside the comparison of quality
+    if given.inner_backend != "inductor":
+        ending += f"-{given.inner_backend}"
     return RESULTS / f"compare-{given.model}{ending}-{torch.device(given.device).type}.json"
 
 
 def _case(given: argparse.Namespace, steps: int, costs: Costs) -> dict[str, Any]:
-    names = ("model", "device", "rounds", "samples", "count", "few_step", "together", "in_process")
+    names = ("model", "device", "rounds", "samples", "count", "few_step", "together", "in_process", "examine")
     asked = {name: getattr(given, name) for name in names}
     asked["best_of"] = given.best_of and given.best_of.name
     return {**asked, "inner": given.inner_backend, "steps": steps, "flops_of_a_call": costs.call}
@@ -212,8 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, help="default: those of the model")
     parser.add_argument("--methods", nargs="+", default=[], help="names of contestants, or GROUP-all")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=100, help="pictures per row of a trained model, over all rounds")
-    parser.add_argument("--abreast", type=int, default=6, help="contestants that share the rounds of uncached models")
+    parser.add_argument("--samples", type=int, default=40, help="pictures per row of a trained model, over all rounds")
+    parser.add_argument("--abreast", type=int, default=16, help="contestants that share the rounds of uncached models")
     parser.add_argument("--few-step", action="store_true", help="a quarter of the blocks at either end always run")
     parser.add_argument(
         "--best-of", type=Path, metavar="JSON", help="only what was the best of its project in an earlier comparison"

@@ -31,8 +31,27 @@ from benchmarks.comparison.grids import (
     without_first,
 )
 from benchmarks.comparison.published import Config, published
-from benchmarks.peers import CALIBRATORS, INSTALL
+from benchmarks.peers import CALIBRATORS, INSTALL, Calibrator
 from benchmarks.schedules import Schedule
+
+_UNLIMITED = {"calibrator_max_gain": None}
+OWN_CALIBRATORS: dict[str, Calibrator | None] = {
+    **CALIBRATORS,
+    "-taylorseer3": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 3}),
+    "-regression": ("RegressionCalibratorConfig", {}),
+    "-taylorseer1-unlimited": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 1, **_UNLIMITED}),
+    "-taylorseer2-unlimited": ("TaylorSeerCalibratorConfig", {"taylorseer_order": 2, **_UNLIMITED}),
+    "-foca-unlimited": ("FoCaCalibratorConfig", _UNLIMITED),
+}
+"""The same for fxcache, which limits how far a forecast reaches unless told otherwise."""
+PRUNING: dict[str, tuple[str, dict[str, Any]]] = {
+    "": ("", {}),
+    "-groups": ("", {"prune_group": 4}),
+    "-previous": ("", {"prune_indicator": "previous"}),
+    "-taylorseer1": ("-taylorseer1", {}),
+    "-taylorseer1-unlimited": ("-taylorseer1-unlimited", {}),
+}
+"""What the name of a method that prunes blocks ends in, its calibrator and its knobs."""
 
 
 @dataclass(frozen=True)
@@ -107,38 +126,30 @@ def _plain() -> list[Contestant]:
 
 
 def _own() -> list[Contestant]:
-    def entry(calibrator: tuple[str, dict[str, int]] | None, config: Config | None = None) -> Callable[[Stage], Entry]:
-        return lambda stage: Fxcache(stage, calibrator and getattr(fxcache, calibrator[0])(**calibrator[1]), config)
+    def entry(calibrator: str, config: Config | None = None) -> Callable[[Stage], Entry]:
+        made = OWN_CALIBRATORS[calibrator]
+        return lambda stage: Fxcache(stage, made and getattr(fxcache, made[0])(**made[1]), config)
 
-    regression = ("RegressionCalibratorConfig", {})
-    calibrators = {**CALIBRATORS, "-regression": regression}
-    found = [Contestant(f"fxcache{name}", "fxcache", entry(each), both) for name, each in calibrators.items()]
+    def contestant(name: str, opened: Callable[[Stage], Entry], grid: Grid, **traits: Any) -> Contestant:
+        return Contestant(f"fxcache{name}", "fxcache", opened, grid, **traits)
+
+    found = [contestant(name, entry(name), both) for name in OWN_CALIBRATORS]
+    limited = [name for name in OWN_CALIBRATORS if not name.endswith("-unlimited")]
+    found += [contestant(f"-f0{name}", entry(name), without_first(both)) for name in limited]
+    alone = {"follows_masks": False, "first_blocks": 0}
     found += [
-        Contestant(f"fxcache-f0{name}", "fxcache", entry(each), without_first(both))
-        for name, each in calibrators.items()
-        if name in ("", "-taylorseer1", "-taylorseer2", "-regression")
-    ]
-    found += [
-        Contestant(
-            f"fxcache-measured{name}",
-            "fxcache",
-            entry(calibrators[name], published("measured")),
-            measured_masks,
-            follows_masks=False,
-            first_blocks=0,
-        )
+        contestant(f"-measured{name}", entry(name, published("measured")), measured_masks, **alone)
         for name in ("-taylorseer1", "-taylorseer2", "-regression")
     ]
     found += [
-        Contestant(f"fxcache-dbprune{name}", "fxcache", entry(CALIBRATORS[name], pruning_config), thresholds, False)
-        for name in ("", "-taylorseer1")
+        contestant(
+            f"-dbprune{name}", entry(calibrator, partial(pruning_config, **knobs)), thresholds, follows_masks=False
+        )
+        for name, (calibrator, knobs) in PRUNING.items()
     ]
     others = {"interval": knob(INTERVALS, "every"), "magcache": knob(ERRORS, "error")}
-    others |= dict.fromkeys(("teacache", "easycache"), knob(THRESHOLDS, "threshold"))
-    for name, grid in others.items():
-        found.append(
-            Contestant(f"fxcache-{name}", "fxcache", entry(None, published(name)), grid, False, first_blocks=0)
-        )
+    others |= dict.fromkeys(("teacache", "teacache-fitted", "easycache"), knob(THRESHOLDS, "threshold"))
+    found += [contestant(f"-{name}", entry("", published(name)), grid, **alone) for name, grid in others.items()]
     return found
 
 

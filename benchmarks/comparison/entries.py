@@ -169,11 +169,12 @@ def own_config(_: Stage, schedule: Schedule) -> Any:
     return fxcache.DBCacheConfig(**blocks, **compared)
 
 
-def pruning_config(_: Stage, schedule: Schedule) -> Any:
-    """DBPrune with a threshold."""
+def pruning_config(_: Stage, schedule: Schedule, **knobs: Any) -> Any:
+    """DBPrune with a threshold, and what else it is told."""
     return fxcache.DBPruneConfig(
         Fn_compute_blocks=schedule.first_blocks,
         Bn_compute_blocks=schedule.last_blocks,
         residual_diff_threshold=schedule.threshold,
         max_warmup_steps=schedule.warmup_steps,
+        **knobs,
     )

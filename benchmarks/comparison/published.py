@@ -21,6 +21,7 @@ def published(name: str) -> Config:
         "magcache": _magcache,
         "measured": _measured,
         "teacache": _teacache,
+        "teacache-fitted": _fitted_teacache,
         "easycache": _easycache,
     }[name]
 
@@ -29,7 +30,11 @@ def _interval(_: Stage, schedule: Schedule) -> fxcache.IntervalConfig:
     return fxcache.IntervalConfig(cache_interval=int(schedule.threshold or 1))
 
 
-def _teacache(stage: Stage, schedule: Schedule) -> fxcache.TeaCacheConfig:
+def _teacache(_: Stage, schedule: Schedule) -> fxcache.TeaCacheConfig:
+    return fxcache.TeaCacheConfig(residual_diff_threshold=schedule.threshold)
+
+
+def _fitted_teacache(stage: Stage, schedule: Schedule) -> fxcache.TeaCacheConfig:
     return _calibration(stage, schedule.steps).teacache_config(residual_diff_threshold=schedule.threshold)
 
 

@@ -23,11 +23,15 @@ from benchmarks.comparison.fronts import (
     median,
     plot_fronts,
 )
+from benchmarks.comparison.pages import PICTURE as CALIBRATORS_PICTURE
+from benchmarks.comparison.pages import TABLES, plot_calibrators
+from benchmarks.comparison.pages import section as table_section
 from benchmarks.report import ROOT
 
 README = ROOT / "README.md"
-PAGE = ROOT / "docs" / "comparison.md"
-PICTURE = ROOT / "docs" / "images" / "compare.png"
+DOCS = ROOT / "docs"
+PAGE = DOCS / "comparison.md"
+PICTURE = DOCS / "images" / "compare.png"
 Marks = tuple[str, str]
 """Before and after a section that is written here."""
 COMPARE: Marks = ("<!-- compare: written by python -m benchmarks.compare --readme -->", "<!-- end of compare -->")
@@ -44,12 +48,15 @@ class Places:
     readme: Path = README
     page: Path = PAGE
     picture: Path = PICTURE
+    docs: Path = DOCS
+    """With the pages of calibrators and policies."""
 
 
 def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
     """Put the sections of a JSON into the README and the page, and its plot beside; return the JSON's content.
 
-    Where only the best settings were measured, few steps, or another model than the README's, the page alone has them.
+    Where only the best settings were measured, few steps, or another model than the README's, the page alone has them;
+    where nothing was compiled, the pages of calibrators and policies.
     ValueError where there is no JSON, no quality in it, or no place for a section.
     """
     if not source.exists():
@@ -58,6 +65,9 @@ def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
     if not measured(report["rows"]):
         raise ValueError(f"--readme: expected a comparison of quality, found none in {source}")
+    if report["case"].get("inner", "inductor") != "inductor":
+        write_tables(report, source, places)
+        return report
     marks = marks_of(report, source)
     if marks != COMPARE:
         places.page.write_text(replaced(places.page, page_section(report, source, places), marks), encoding="utf-8")
@@ -69,6 +79,14 @@ def write_readme(source: Path, places: Places | None = None) -> dict[str, Any]:
     for file, text in written.items():
         file.write_text(text, encoding="utf-8")
     return report
+
+
+def write_tables(report: dict[str, Any], source: Path, places: Places) -> None:
+    """Put the tables of a comparison that looks at quality alone into their pages, and its plot beside."""
+    for table in TABLES:
+        page = places.docs / table.page
+        page.write_text(replaced(page, table_section(table, report, source), table.marks), encoding="utf-8")
+    plot_calibrators(report["rows"], places.docs / CALIBRATORS_PICTURE)
 
 
 def marks_of(report: dict[str, Any], source: Path) -> Marks:

@@ -45,6 +45,8 @@ class Plan:
     """Contestants that share the rounds of the uncached models."""
     apart: bool = False
     """Whether every setting has a contestant of its own: more memory, and all of them in the same rounds."""
+    examine: bool = True
+    """Whether to look at memory, in a generation more per setting."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.samples < self.rounds or self.samples % self.rounds:
@@ -160,7 +162,8 @@ class Sweep:
                 for name, value in seconds.items():
                     row.beside.setdefault(name, []).append(value)
         for row, seat in [*bases, *rows]:
-            if row.refusal is None and row.examined is None:
+            # whose decisions do not tell what it skips is looked at in any case
+            if row.refusal is None and row.examined is None and (plan.examine or row.contestant.skips_inside):
                 self._examine(row, seat)
 
     def _draw(self, row: Row, seat: Seat, number: int) -> Drawn | None:

@@ -123,6 +123,32 @@ def test_few_steps_keep_a_quarter_of_the_blocks_at_either_end(digits: Stage) -> 
         entry.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "decisions"), [("interval", "C..C..CC"), ("teacache", None), ("teacache-fitted", None), ("magcache", None)]
+)
+def test_other_methods_reuse_without_a_block(digits: Stage, name: str, decisions: str | None) -> None:
+    (contestant,) = chosen([f"fxcache-{name}"], ())
+    assert contestant.grid is not None
+    schedule = contestant.fit(contestant.grid(Frame(STEPS))[1 if decisions else -1])
+    entry = opened(digits, contestant.name, schedule)
+    count = blocks_run(entry, schedule)
+    found = entry.decisions()
+    entry.close()
+    assert decisions is None or found == (decisions,) * 2
+    assert all("." in branch for branch in found)
+    assert count == BLOCKS * sum(branch.count("C") for branch in found)
+
+
+@pytest.mark.parametrize("ending", ["", "-groups", "-previous", "-taylorseer1"])
+def test_pruned_blocks_are_those_that_do_not_run(digits: Stage, ending: str) -> None:
+    schedule = Schedule("threshold", STEPS, threshold=0.3, warmup_steps=3)
+    entry = opened(digits, f"fxcache-dbprune{ending}", schedule)
+    count, skipped = blocks_run(entry, schedule), entry.skipped_blocks()
+    entry.close()
+    assert skipped is not None and 0 < skipped < 2 * (STEPS - 3) * (BLOCKS - 1)
+    assert count == pytest.approx(2 * STEPS * BLOCKS - skipped)
+
+
 def test_another_schedule_than_that_of_the_mask_is_an_error(flux: Stage) -> None:
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"expected the steps CC\.C\.\.CC in .*, found CCCCCCCC"):
         draw(Entry(flux), MASK, 0, 1)

@@ -103,10 +103,12 @@ def test_every_json_has_one_place(model: str) -> None:
         ({"schedules": ["slow"], "model": "flux-tiny", "device": "cuda:0"}, "compare-flux-tiny-cuda"),
         ({"best_of": "some.json"}, "compare-digits-best-cpu"),
         ({"few_step": True, "steps": 4}, "compare-digits-4-steps-cpu"),
+        ({"inner_backend": "eager"}, "compare-digits-eager-cpu"),
     ],
 )
 def test_no_comparison_writes_over_another_kind(arguments: dict[str, Any], name: str) -> None:
     asked = {"model": "digits", "device": "cpu", "steps": None, "few_step": False, "best_of": None, "schedules": None}
+    asked["inner_backend"] = "inductor"
     assert default_path(Namespace(**{**asked, **arguments})).stem == name
 
 

@@ -13,12 +13,8 @@ pytest.importorskip("sklearn")
 
 import fxcache
 from benchmarks.digits.sample import DigitsPipeline, load_pipeline
-from benchmarks.methods import Setting
-from benchmarks.published import published_methods
-from benchmarks.schedules import FAMILIES
 
 STEPS = 10
-TEACACHES = ("teacache", "teacache-fitted")
 
 
 def draw(pipeline: DigitsPipeline, seed: int = 0) -> Tensor:
@@ -61,23 +57,6 @@ def test_pictures_stay_close(pipeline: DigitsPipeline, uncached: Tensor, config:
     assert words is None or found == words
     assert all(word[0] == word[-1] == "C" and word.count(".") >= 3 for word in found), found
     assert quality > 30, (found, quality)
-
-
-def test_the_benchmark_lists_every_method_and_counts_its_work() -> None:
-    methods = {method.name: method for method in published_methods()}
-    assert list(methods) == [f"fxcache-{name}" for name in ("interval", *TEACACHES, "magcache", "easycache")]
-    setting = Setting(STEPS, inner="eager")
-    found = {name: method.schedules(setting) for name, method in methods.items()}
-    assert all(len({one.name for one in schedules}) == 5 for schedules in found.values())
-    assert {one.family for schedules in found.values() for one in schedules} <= {*FAMILIES}
-    schedule = found["fxcache-interval"][1]
-    assert schedule.name == "every 3 steps, F0"
-    run = methods["fxcache-interval"].open(setting, schedule)
-    draw(run.pipeline)
-    work = run.work(STEPS)
-    assert work.decisions == ("C..C..C..C",) * 2
-    assert work.block_runs == 2 * 4 * run.blocks
-    run.close()
 
 
 def test_magcache_with_a_table_that_was_measured(pipeline: DigitsPipeline, uncached: Tensor) -> None:

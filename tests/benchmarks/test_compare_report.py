@@ -304,8 +304,12 @@ def test_writing_readme_and_page(folder: Path, tmp_path: Path) -> None:
     places.page.parent.mkdir()
     places.readme.write_text(Places().readme.read_text())
     places.page.write_text(Places().page.read_text())
+    source = tmp_path / "run.json"
+    content = json.loads((folder / "run.json").read_text())
+    # as if its times meant something
+    source.write_text(json.dumps({**content, "case": {**content["case"], "inner": "inductor"}}))
     for _ in range(2):
-        write_readme(folder / "run.json", places)
+        write_readme(source, places)
     text, full = section_in(places.readme), section_in(places.page)
     assert places.picture.exists() and "(images/compare.png)" in text and "[all of them](docs/page.md)" in text
     for shown in (text, full):
@@ -317,5 +321,5 @@ def test_writing_readme_and_page(folder: Path, tmp_path: Path) -> None:
     before = places.readme.read_text()
     places.page.write_text("no place")
     with pytest.raises(ValueError, match=r"page\.md: expected one <!-- compare"):
-        write_readme(folder / "run.json", places)
+        write_readme(source, places)
     assert places.readme.read_text() == before

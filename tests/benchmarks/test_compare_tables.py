@@ -16,7 +16,10 @@ from benchmarks.comparison.readme import DOCS, Places, section_in, write_readme
 from benchmarks.report import RESULTS
 
 SOURCE = RESULTS / "compare-digits-eager-cpu.json"
-CASE = {"model": "digits", "inner": "eager", "samples": 8, "rounds": 1, "in_process": True, "examine": False}
+CASE = {
+    "model": "digits", "inner": "eager", "samples": 8, "rounds": 1, "in_process": True, "examine": False,
+    "few_step": False, "best_of": None,
+}  # fmt: skip
 
 
 def row(method: str, setting: str, factor: float, psnr_db: float | None, family: str = "mask") -> dict[str, Any]:
@@ -84,7 +87,7 @@ def test_writing_the_pages(tmp_path: Path) -> None:
         page.write_text(f"{text}{table.marks[0]}\nold\n{table.marks[1]}\n")
     write_readme(source, places)
     texts = [section_in(tmp_path / table.page, table.marks) for table in TABLES]
-    assert "| fxcache-foca | 45.0 | **45.0** | - | - | - | - |" in texts[0] and "old" not in "".join(texts)
+    assert "| fxcache-foca | 45.0 | **45.0** | - | - | - | - |" in texts[0] and "\nold\n" not in "".join(texts)
     assert "| threshold 0.1 | 50.0 (1.50x) | - | - | - | - |" in texts[2]
     with Image.open(tmp_path / PICTURE) as picture:
         assert picture.width > 1200

@@ -115,7 +115,9 @@ def plot_calibrators(rows: Rows, path: Path) -> None:
     FigureCanvasAgg(figure)
     colours = dict(zip(OWN_CALIBRATORS, colormaps["tab10"].colors, strict=False))
     handles: dict[str, Any] = {}
-    for axes, (title, methods) in zip(figure.subplots(1, len(FAMILIES), sharey=True), FAMILIES.items(), strict=True):
+    for axes, (title, methods) in zip(
+        figure.subplots(1, len(FAMILIES), sharex=True, sharey=True), FAMILIES.items(), strict=True
+    ):
         shown = {name.removeprefix(methods[0]): _of(rows, name) for name in methods}
         for name, mine in {None: _of(rows, BASELINE), **shown}.items():
             # equal to the uncached pictures: nothing to see

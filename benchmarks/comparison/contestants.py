@@ -44,6 +44,7 @@ OWN_CALIBRATORS: dict[str, Calibrator | None] = {
     "-foca-unlimited": ("FoCaCalibratorConfig", _UNLIMITED),
 }
 """The same for fxcache, which limits how far a forecast reaches unless told otherwise."""
+LIMITED = [name for name in OWN_CALIBRATORS if not name.endswith("-unlimited")]
 PRUNING: dict[str, tuple[str, dict[str, Any]]] = {
     "": ("", {}),
     "-groups": ("", {"prune_group": 4}),
@@ -134,8 +135,7 @@ def _own() -> list[Contestant]:
         return Contestant(f"fxcache{name}", "fxcache", opened, grid, **traits)
 
     found = [contestant(name, entry(name), both) for name in OWN_CALIBRATORS]
-    limited = [name for name in OWN_CALIBRATORS if not name.endswith("-unlimited")]
-    found += [contestant(f"-f0{name}", entry(name), without_first(both)) for name in limited]
+    found += [contestant(f"-f0{name}", entry(name), without_first(both)) for name in LIMITED]
     alone = {"follows_masks": False, "first_blocks": 0}
     found += [
         contestant(f"-measured{name}", entry(name, published("measured")), measured_masks, **alone)

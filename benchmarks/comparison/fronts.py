@@ -114,7 +114,7 @@ def plot_fronts(rows: Rows, path: Path, name: str) -> None:
         axes.set_xlabel(label)
         axes.grid(color="0.9", which="both")
         axes.set_ylabel("PSNR to uncached, dB")
-        _number_ticks(axes)
+        number_ticks(axes)
     figure.suptitle(name)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(handles) or 1)
@@ -129,7 +129,8 @@ def _draw(axes: Any, rows: Rows, speed: str, colour: str, label: str) -> None:
     axes.plot(*zip(*best, strict=True), color=colour, marker="o", markersize=3.5, linewidth=1.4, label=label)
 
 
-def _number_ticks(axes: Any) -> None:
+def number_ticks(axes: Any) -> None:
+    """Write plain numbers along a logarithmic axis of how much faster something is."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.xaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12]))

@@ -11,20 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.contestants import OWN_CALIBRATORS
-from benchmarks.comparison.fronts import Rows, best_at, front, measured
+from benchmarks.comparison.contestants import LIMITED, OWN_CALIBRATORS
+from benchmarks.comparison.fronts import Rows, best_at, front, measured, number_ticks
 from benchmarks.peers import CALIBRATORS
-from benchmarks.report import ROOT
+from benchmarks.report import ROOT, markdown_table
 
 PICTURE = "images/calibrators.png"
 FACTORS = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
 """How many times fewer operations a setting has to take."""
 NOTHING = "-"
 BASELINE = "fewer-steps"
-_CALIBRATED = [name for name in OWN_CALIBRATORS if not name.endswith("-unlimited")]
 FAMILIES: dict[str, list[str]] = {
     "fxcache, one block always runs": [f"fxcache{name}" for name in OWN_CALIBRATORS],
-    "fxcache, none does": [f"fxcache-f0{name}" for name in _CALIBRATED],
+    "fxcache, none does": [f"fxcache-f0{name}" for name in LIMITED],
     "cache-dit, one does": [f"cache-dit{name}" for name in CALIBRATORS],
 }
 """Methods that differ in their calibrator only."""
@@ -90,10 +89,9 @@ TABLES = (
 
 def section(table: Table, report: dict[str, Any], source: Path) -> str:
     """What a page says of a comparison, in Markdown."""
-    lines = list(table.lines(measured(report["rows"])))
-    lines.insert(1, ["---"] * len(lines[0]))
-    shown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"\n`{command(report['case'])}` (`{os.path.relpath(source, ROOT)}`):\n\n{shown}\n"
+    columns, *lines = table.lines(report["rows"])
+    measuring = f"`{command(report['case'])}` (`{os.path.relpath(source, ROOT)}`):"
+    return f"\n{measuring}\n\n{markdown_table(columns, lines)}\n"
 
 
 def command(case: dict[str, Any]) -> str:
@@ -108,7 +106,6 @@ def plot_calibrators(rows: Rows, path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     # no pyplot: it would open a window system and keep the figure
     figure = Figure(figsize=(15.0, 5.2), layout="constrained")
@@ -128,9 +125,7 @@ def plot_calibrators(rows: Rows, path: Path) -> None:
                 handles.setdefault("fewer steps" if name is None else name.removeprefix("-") or "none", line)
         axes.set_title(title)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([1, 1.5, 2, 3, 4, 6, 8, 12]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        number_ticks(axes)
         axes.set_xlabel("times fewer operations")
         axes.set_ylabel("PSNR to uncached, dB")
         axes.tick_params(labelleft=True)

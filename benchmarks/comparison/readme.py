@@ -26,7 +26,7 @@ from benchmarks.comparison.fronts import (
 from benchmarks.comparison.pages import PICTURE as CALIBRATORS_PICTURE
 from benchmarks.comparison.pages import TABLES, plot_calibrators
 from benchmarks.comparison.pages import section as table_section
-from benchmarks.report import ROOT
+from benchmarks.report import ROOT, markdown_table
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -153,8 +153,7 @@ def best_section(report: dict[str, Any], source: Path, places: Places) -> str:
         "the\nFréchet distance in the judge's features to the uncached pictures and to real ones, of 1,000 or more."
     )
     columns = ("", "setting", "speedup", "work", "PSNR dB", "SSIM", "read", "to uncached", "to real")
-    lines = [columns, ["---"] * len(columns), *map(_best_line, measured(report["rows"]))]
-    return f"\n{words}\n\n{_lines(lines)}\n"
+    return f"\n{words}\n\n{markdown_table(columns, map(_best_line, measured(report['rows'])))}\n"
 
 
 def few_step_section(report: dict[str, Any], source: Path, places: Places) -> str:
@@ -169,13 +168,13 @@ def few_step_section(report: dict[str, Any], source: Path, places: Places) -> st
     )
     rows = measured(report["rows"])
     columns = ("", "setting", "speedup", "work", "PSNR dB", "read")
-    lines = [columns, ["---"] * len(columns)]
+    lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         for row in front([row for row in rows if row["method"] == method]):
             read = f"{100 * row['accuracy']:.1f} %"
             speed = f"{median(row['speedup_to_inductor']):.2f}x"
             lines.append([method, row["setting"], speed, f"{row['factor']:.2f}x", _psnr(row), read])
-    return f"\n{words}\n\n{_lines(lines)}\n"
+    return f"\n{words}\n\n{markdown_table(columns, lines)}\n"
 
 
 def _psnr(row: dict[str, Any]) -> str:
@@ -216,11 +215,7 @@ def _line(rows: Sequence[dict[str, Any]], method: str) -> tuple[str, ...]:
 def _table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
     columns = ("", *(f"{speedup:g}x" for speedup in SPEEDUPS), f"at {GOOD_DB:g} dB", "graph breaks")
     found = [_line([row for row in rows if row["method"] == method], method) for method in methods]
-    return _lines([columns, ["---"] * len(columns), *found])
-
-
-def _lines(lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(columns, found)
 
 
 def _machine(machine: dict[str, Any]) -> str:

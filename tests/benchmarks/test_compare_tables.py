@@ -67,12 +67,13 @@ def test_pages_have_what_the_json_gives(table: Any) -> None:
     assert section_in(DOCS / table.page, table.marks).strip() == wanted.strip(), f"--readme --json {SOURCE}"
 
 
-@pytest.mark.skipif(find_spec("cache_dit") is None, reason="cache-dit is not installed")
 def test_every_method_of_a_table_takes_part() -> None:
     known = {each.name for each in all_contestants()}
     for table in TABLES:
         names = [line[0] for line in table.lines([])[1:]] or list(table.lines([])[0][1:])
-        assert set(names) <= known and len(names) > 2
+        # without cache-dit its methods are not there to be checked
+        installed = {name for name in names if find_spec("cache_dit") or not name.startswith("cache-dit")}
+        assert installed <= known and len(names) > 2
 
 
 def test_writing_the_pages(tmp_path: Path) -> None:

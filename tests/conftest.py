@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -26,6 +27,9 @@ for variable, value in {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
 }.items():
     os.environ.setdefault(variable, value)
+
+# A tenth of the time of tests that trace would go into looking for cycles among the objects of what is imported.
+gc.set_threshold(20_000, 20, 50)
 
 settings.register_profile("fixed", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.register_profile("search", deadline=None, max_examples=1000)

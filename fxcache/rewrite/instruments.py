@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +26,24 @@ class PassError(FxcacheError, AssertionError):
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: its count of changes, its time, and the graph behind it."""
+    """What one pass did: its count of changes, and its time."""
 
     name: str
     changes: int
     milliseconds: float
-    code: str
 
 
-def run_pass(number: int, one: Pass, gm: GraphModule, plan: Plan | None, dump_dir: Path | None) -> PassRecord:
-    """Run one pass under all instruments."""
+def run_passes(
+    passes: Sequence[Pass], gm: GraphModule, plan: Plan | None, dump_dir: Path | None
+) -> tuple[PassRecord, ...]:
+    """Run passes one after the other under all instruments."""
+    records = tuple(_run_pass(number, one, gm, plan, dump_dir) for number, one in enumerate(passes))
+    # once: to write a graph as Python code takes longer than most of the passes
+    gm.recompile()
+    return records
+
+
+def _run_pass(number: int, one: Pass, gm: GraphModule, plan: Plan | None, dump_dir: Path | None) -> PassRecord:
     name = one.__name__
     if dump_dir is not None:
         _dump(gm, dump_dir / f"{number:02d}_{name}.before.py")
@@ -44,10 +52,9 @@ def run_pass(number: int, one: Pass, gm: GraphModule, plan: Plan | None, dump_di
         changes = one(gm, plan)
     elapsed = (time.perf_counter() - start) * 1e3
     check_stage(gm, name)
-    gm.recompile()
     if dump_dir is not None:
         _dump(gm, dump_dir / f"{number:02d}_{name}.after.py")
-    return PassRecord(name, changes, elapsed, gm.code)
+    return PassRecord(name, changes, elapsed)
 
 
 def check_stage(gm: GraphModule, name: str) -> None:

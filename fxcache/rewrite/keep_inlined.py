@@ -40,7 +40,6 @@ def keep_inlined(gm: GraphModule, trunk: Trunk) -> int:
             if node in spread.functions and not node.users:
                 gm.graph.erase_node(node)
         gm.graph.lint()
-        gm.recompile()
     return copies
 
 

@@ -27,7 +27,7 @@ from fxcache.rewrite.early_sizes import early_sizes
 from fxcache.rewrite.fuse_measures import fuse_measures
 from fxcache.rewrite.gather_references import gather_references
 from fxcache.rewrite.insert_cond import insert_cond
-from fxcache.rewrite.instruments import Pass, PassRecord, run_pass
+from fxcache.rewrite.instruments import Pass, PassRecord, run_passes
 from fxcache.rewrite.keep_inlined import keep_inlined
 from fxcache.rewrite.keep_precision import keep_precision
 from fxcache.rewrite.outline_middle import outline_middle
@@ -113,7 +113,7 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
         passes = (*passes, share_blocks)
     if _calls_submodules(options):
         passes = (*passes, fuse_measures)
-    records = tuple(run_pass(number, one, mine, plan, folder) for number, one in enumerate(passes))
+    records = run_passes(passes, mine, plan, folder)
     return Rewritten(mine, tuple(plan.state), (plan,), name, records)
 
 
@@ -127,7 +127,8 @@ def share(gm: GraphModule, static: Collection[int], options: Options) -> GraphMo
     if isinstance(trunk, Refusal):
         return None
     mark_blocks(trunk, parameters)
-    return mine if run_pass(0, share_blocks, mine, None, _folder(options)).changes else None
+    (record,) = run_passes((share_blocks,), mine, None, _folder(options))
+    return mine if record.changes else None
 
 
 def _found(
@@ -181,7 +182,7 @@ def _rewrite_units(mine: GraphModule, units: list[Region], options: Options, fol
         _named("commit_observed", lambda gm, _: commit_observed(gm, plans, observed)),
         *((fuse_measures,) if _calls_submodules(options) else ()),
     )
-    records = tuple(run_pass(number, one, mine, plans[0], folder) for number, one in enumerate(steps))
+    records = run_passes(steps, mine, plans[0], folder)
     return Rewritten(mine, tuple(state_of(plans)), tuple(plans), name, records)
 
 

@@ -17,8 +17,10 @@ from benchmarks import compare
 from benchmarks.comparison import contestants, grids
 from benchmarks.comparison.contestants import chosen
 from benchmarks.comparison.earlier import added_to
+from benchmarks.comparison.models import MODELS
 from benchmarks.comparison.sweep import Row
 from benchmarks.schedules import Schedule
+from tests.benchmarks.small_digits import SmallDigits
 
 HEAD: dict[str, Any] = {
     "commit": "bbb",
@@ -99,6 +101,7 @@ def test_nothing_to_add_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_method_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grids, "SHARES", (0.5,))
     monkeypatch.setattr(contestants, "INTERVALS", (3,))
+    monkeypatch.setitem(MODELS, "digits", SmallDigits())
     path = tmp_path / "run.json"
     arguments = ["--model", "digits", "--in-process", "--inner-backend", "eager", "--steps", "4", "--samples", "2"]
     first = compare.main([*arguments, "--methods", "fewer-steps", "--json", str(path)])

@@ -27,6 +27,7 @@ from benchmarks.comparison.readme import BEST, Places, best_methods, best_sectio
 from benchmarks.comparison.seats import Refused, Seat
 from benchmarks.report import RESULTS, ROOT
 from benchmarks.schedules import Schedule
+from tests.benchmarks.small_digits import SmallDigits
 
 STEPS, SAMPLES, ROUNDS = 8, 4, 2
 PEER = ("cache-dit",) if contestants.find_spec("cache_dit") else ()
@@ -39,6 +40,7 @@ def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for place in (grids, contestants):
             patch.setattr(place, "THRESHOLDS", (0.4,))
+        patch.setitem(MODELS, "digits", SmallDigits())
         patch.setattr(contestants, "ERRORS", (0.5,))
         patch.setattr(contestants, "INTERVALS", (3,))
         patch.setattr(grids, "SHARES", (0.5,))

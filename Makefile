@@ -11,7 +11,7 @@ QUANT := $(VENV)/.installed-quant
 # one thread per test process: JOBS processes already fill the cores
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test test-all lint format install clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -19,6 +19,10 @@ demo: $(STAMP)
 
 test: lint $(QUANT)
 	$(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
+
+# with what is marked slow: hours on two cores
+test-all: lint $(QUANT)
+	$(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -50,7 +50,6 @@ def _widen(compute: GraphModule, extra: list[Node]) -> None:
         with compute.graph.inserting_after(last):
             last = compute.graph.placeholder(operand.name)
             last.meta = facts_of(operand)
-    compute.recompile()
 
 
 def _reuse_branch(operands: list[Node], plan: Plan) -> GraphModule:

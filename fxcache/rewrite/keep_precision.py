@@ -71,7 +71,6 @@ def _widen_outputs(gm: GraphModule, plan: Plan, branches: list[GraphModule]) -> 
                 half = node.meta["val"].dtype in HALF
                 members.append(convert(branch.graph, node, torch.float32) if half else node)
         output.args = (tuple(members),)
-        branch.recompile()
     traced = cond.meta["val"]
     with fake_mode_of(list(traced)):
         cond.meta["val"] = tuple(

@@ -60,7 +60,6 @@ def share_blocks(gm: GraphModule, _: Plan | None = None) -> int:
             calls += len(group)
         if repeated:
             graph_module.graph.lint()
-            graph_module.recompile()
     return calls
 
 

@@ -142,8 +142,16 @@ def disturbed(which: Callable[[Call, str], bool]) -> Callable[[pytest.MonkeyPatc
     [
         (reused_where_it_may_not, "never reused (F1B0): decided ."),
         (never_reused, "identical call (F1B0): decided -"),
-        (disturbed(lambda call, decision: call.size == 0 and decision == "C"), "never reused (F1B0): off by"),
-        (disturbed(lambda call, decision: call.size == 0 and decision == "."), "identical call (F1B0): off by"),
+        pytest.param(
+            disturbed(lambda call, decision: call.size == 0 and decision == "C"),
+            "never reused (F1B0): off by",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            disturbed(lambda call, decision: call.size == 0 and decision == "."),
+            "identical call (F1B0): off by",
+            marks=pytest.mark.slow,
+        ),
         (disturbed(lambda call, decision: call.size == 1 and decision == "."), "second size (F1B0): off by"),
     ],
 )

@@ -48,7 +48,7 @@ def drawn(pipeline: DigitsPipeline, uncached: Tensor, config: Any, calibrator: A
     [
         (fxcache.IntervalConfig(cache_interval=2), ["C.C.C.C.CC"] * 2),
         (fxcache.TeaCacheConfig(residual_diff_threshold=0.25), None),
-        (fxcache.EasyCacheConfig(residual_diff_threshold=0.35), None),
+        pytest.param(fxcache.EasyCacheConfig(residual_diff_threshold=0.35), None, marks=pytest.mark.slow),
         (fxcache.DBCacheConfig(steps_computation_mask="fast", steps_computation_policy="static"), ["CCC.C..C.C"] * 2),
     ],
 )
@@ -68,7 +68,7 @@ def test_magcache_with_a_table_that_was_measured(pipeline: DigitsPipeline, uncac
     assert quality > 35, (found, quality)
 
 
-@pytest.mark.parametrize("computed_steps", [4, 6])
+@pytest.mark.parametrize("computed_steps", [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_mask_that_was_measured(pipeline: DigitsPipeline, uncached: Tensor, computed_steps: int) -> None:
     mask = fxcache.calibrate(pipeline, lambda: draw(pipeline, seed=1)).steps_mask(computed_steps)
     words = "".join(".C"[digit] for digit in mask)

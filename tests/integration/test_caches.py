@@ -98,11 +98,13 @@ def test_without_the_cache_of_autograd_the_graph_is_rewritten_again(folder: Path
     assert (folder / "graph_000").is_dir()
 
 
+@pytest.mark.slow
 def test_without_any_cache_all_is_compiled_again(folder: Path, before: dict[str, Any]) -> None:
     (cached,) = process(folder, CACHED, TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
     assert found(cached) == (0, 0, 0, 0) and cached["same"] == before["same"]
 
 
+@pytest.mark.slow
 def test_damaged_and_lost_entries_are_made_again(folder: Path, before: dict[str, Any]) -> None:
     for path in (folder / "aotautograd").rglob("*"):
         if path.is_file():

@@ -56,6 +56,12 @@ RAW = {
 WEAK = {"stacked": 0.9, "z_image": 0.95, "lumina_next": 0.9, "prior": 0.9}
 """Largest error on a disturbed input relative to no change, where it is not below 0.7 of it (random weights)."""
 
+ALIKE = """
+    anyflow bria bria_fibo chroma chronoedit cogview3plus consisid framepack helios hunyuan_video15 longcat_audio
+    longcat_image ltx2 lumina2 motif_video ovis_image sana_video skyreels_v2 wan_animate
+""".split()
+"""Models whose graphs are much like those of another one here, with which they share a family; slow in sum."""
+
 SPLITS = ((1, 0), (1, 1), (2, 1))
 
 
@@ -84,7 +90,10 @@ def options(first: int, last: int) -> Options:
     return Options(Fn_compute_blocks=first, Bn_compute_blocks=last, inner_backend="eager")
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in MODELS],
+)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """The graphs of one model; with two stacks, three blocks of each are enough."""
     build = MODELS[request.param]

@@ -17,6 +17,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+NOTHING = "-"
+"""In a cell of a table that has no figure."""
 _PACKAGES = ("torch", "diffusers", "triton", "numpy", "scikit-learn")
 
 

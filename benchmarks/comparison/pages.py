@@ -14,12 +14,11 @@ from typing import Any
 from benchmarks.comparison.contestants import LIMITED, OWN_CALIBRATORS
 from benchmarks.comparison.fronts import Rows, best_at, front, measured, number_ticks
 from benchmarks.peers import CALIBRATORS
-from benchmarks.report import ROOT, markdown_table
+from benchmarks.report import NOTHING, ROOT, markdown_table
 
 PICTURE = "images/calibrators.png"
 FACTORS = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
 """How many times fewer operations a setting has to take."""
-NOTHING = "-"
 BASELINE = "fewer-steps"
 FAMILIES: dict[str, list[str]] = {
     "fxcache, one block always runs": [f"fxcache{name}" for name in OWN_CALIBRATORS],

@@ -26,7 +26,7 @@ from benchmarks.comparison.fronts import (
 from benchmarks.comparison.pages import PICTURE as CALIBRATORS_PICTURE
 from benchmarks.comparison.pages import TABLES, plot_calibrators
 from benchmarks.comparison.pages import section as table_section
-from benchmarks.report import ROOT, markdown_table
+from benchmarks.report import NOTHING, ROOT, markdown_table
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -38,7 +38,6 @@ COMPARE: Marks = ("<!-- compare: written by python -m benchmarks.compare --readm
 BEST: Marks = ("<!-- best: written by python -m benchmarks.compare --best-of JSON --readme -->", "<!-- end of best -->")
 IN_README = "digits"
 """The model whose comparison the README shows."""
-NOTHING = "-"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.comparison.fixed import Competitor
-from benchmarks.report import Spread, size, table
+from benchmarks.report import NOTHING, Spread, size, table
 from benchmarks.schedules import Schedule
-
-NOTHING = "-"
 
 
 def show_prepared(competitor: Competitor) -> str:

@@ -278,7 +278,7 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-@pytest.mark.parametrize("dynamic", [None, True, False])
+@pytest.mark.parametrize("dynamic", [None, False, pytest.param(True, marks=pytest.mark.slow)])
 def test_as_many_compilations_as_any_backend_and_state_per_shape(dynamic):
     sizes = [(4, 1, 3), (6, 1, 3), (9, 1, 3), (5, 2, 3), (7, 1, 5)]
     expected = compilations("aot_eager", sizes, dynamic)

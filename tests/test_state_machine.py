@@ -282,7 +282,9 @@ class Requests(RuleBasedStateMachine):
             return self.subject.compiled(x, t, text)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] if name in ("F1B0", "interval") else []) for name in CASES]
+)
 @torch._dynamo.config.patch(recompile_limit=64)
 def test_every_request_gets_what_it_would_get_alone(case, monkeypatch):
     two_streams, chosen = CASES[case]

@@ -167,7 +167,7 @@ def test_a_refusal_is_said_by_every_process(folder: Path) -> None:
     ("job", "error"),
     [
         pytest.param({"model": "half"}, 0.05, marks=pytest.mark.slow),
-        ({"model": "flux", "dynamic": True}, 1e-5),
+        pytest.param({"model": "flux", "dynamic": True}, 1e-5, marks=pytest.mark.slow),
         pytest.param(
             {"model": "quantised"},
             0.01,

@@ -153,7 +153,7 @@ def test_inductor(indicator: str) -> None:
         ("eager", "fxcache", {"inner_backend": "eager"}),
     ):
         torch._dynamo.reset()
-        tiny = TRANSFORMERS["flux"](layers=3)
+        tiny = TRANSFORMERS["flux"](1, single_layers=3)
         chosen = {} if more is None else {"options": {**options, **more}}
         tiny.module.compile(backend=backend, fullgraph=True, **chosen)
         with torch.no_grad(), api.generation():
@@ -198,7 +198,7 @@ def test_a_mask_prunes_without_looking() -> None:
     assert context.differences == (None,) * 6
 
 
-@pytest.mark.parametrize("indicator", ["previous", "input"])
+@pytest.mark.parametrize("indicator", ["previous", pytest.param("input", marks=pytest.mark.slow)])
 def test_no_generation_reads_what_another_has_left(indicator: str) -> None:
     options = {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.99, "max_warmup_steps": 2}
     used = cached(build("flux"), **options, prune_indicator=indicator)

@@ -19,7 +19,9 @@ TIMEOUT_S = 240
 """Ranks that wait for each other do so for ever."""
 
 
-def on_ranks(work: Callable[[int, Any], Any], given: Any, folder: Path, ranks: int = 2) -> list[Any]:
+def on_ranks(
+    work: Callable[[int, Any], Any], given: Any, folder: Path, ranks: int = 2, timeout_s: float = TIMEOUT_S
+) -> list[Any]:
     """Call `work(rank, given)` on every rank and return what came of it; RuntimeError if one of them does not end well.
 
     The processes import `work`, which has to be a function of a module.
@@ -31,11 +33,11 @@ def on_ranks(work: Callable[[int, Any], Any], given: Any, folder: Path, ranks: i
         command = [sys.executable, "-m", __name__, str(folder), str(rank), str(ranks)]
         with error.open("w") as stderr:
             processes.append(subprocess.Popen(command, cwd=ROOT, stderr=stderr, stdout=stderr))
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     try:
         while any(process.poll() is None for process in processes):
             if time.monotonic() > deadline:
-                raise RuntimeError("the ranks are waiting for each other")
+                raise RuntimeError(f"the ranks have not ended after {timeout_s} s")
             if any(process.poll() for process in processes):
                 break  # the others would wait for this one
             time.sleep(0.05)

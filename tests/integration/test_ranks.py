@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +11,15 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock
 
-from tests.integration.ranks import SPREADS, Case, Seen, generate, work
+from tests.integration.ranks import RANKS, SPREADS, Case, Seen, generate, work
 from tests.processes import on_ranks
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
+    pytest.mark.timeout(1200),
+]
+TIMEOUT_S = 1000
+"""The ranks of all cases take minutes, several times as many on a busy machine."""
 
 SHARED: dict[str, Any] = {"Fn_compute_blocks": 1, "max_warmup_steps": 2, "residual_diff_threshold": 0.35}
 EAGER: dict[str, Any] = {**SHARED, "inner_backend": "eager"}
@@ -26,11 +33,13 @@ CASES = {
     **{spread: Case(spread, EAGER) for spread in SPREADS},
     **{kind: Case("flux, ulysses", {**EAGER, **given}) for kind, given in KINDS.items()},
     "inductor": Case("flux, ulysses", SHARED),
-    "inductor, tensors": Case("mixed, tensors", SHARED),
     "reset": Case("flux, ulysses", {**EAGER, "residual_diff_threshold": 0.9}, "reset"),
     "reset, dbprune": Case("flux, ulysses", {**EAGER, **KINDS["dbprune"], "residual_diff_threshold": 0.9}, "reset"),
     "not a number": Case("flux, ulysses", {**EAGER, "residual_diff_threshold": 0.9}, "not a number"),
 }
+
+
+SLOW = {"inductor, tensors": Case("mixed, tensors", SHARED)}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +50,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, 
     kept = folder / "ranks.pt"
     with FileLock(folder / "ranks.lock"):
         if not kept.exists():
-            torch.save(on_ranks(work, list(CASES.values()), tmp_path_factory.mktemp("ranks")), kept)
+            cases, place = list(CASES.values()), tmp_path_factory.mktemp("ranks")
+            torch.save(on_ranks(work, cases, place, timeout_s=TIMEOUT_S), kept)
     ranks = torch.load(kept, weights_only=False)
     return dict(zip(CASES, zip(*ranks, strict=True), strict=True))
 
@@ -49,7 +59,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, 
 def whole(name: str) -> Seen:
     """The same run of one process, operator by operator."""
     torch._dynamo.reset()
-    case = CASES[name]
+    case = {**CASES, **SLOW}[name]
     return generate(Case(case.spread, {**case.options, "inner_backend": "eager"}), spread=False)
 
 
@@ -72,12 +82,23 @@ def test_ranks_decide_as_one_process_does(spread: str, seen: dict[str, tuple[See
                 assert torch.equal(rank.outputs[step], rank.plain[step])
 
 
-@pytest.mark.parametrize("name", [*KINDS, "inductor", "inductor, tensors"])
-def test_every_way_to_decide(name: str, seen: dict[str, tuple[Seen, ...]]) -> None:
+def decided_as_one(name: str, ranks: Sequence[Seen]) -> None:
     wanted = whole(name)
     assert set("".join(wanted.decisions)) & {".", "m"}
-    for rank in seen[name]:
+    assert len(ranks) == RANKS
+    for rank in ranks:
         assert rank.decisions == wanted.decisions and close(rank, wanted)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "inductor"])
+def test_every_way_to_decide(name: str, seen: dict[str, tuple[Seen, ...]]) -> None:
+    decided_as_one(name, seen[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_every_way_to_decide_that_takes_long(name: str, tmp_path: Path) -> None:
+    decided_as_one(name, [found for (found,) in on_ranks(work, [SLOW[name]], tmp_path, timeout_s=TIMEOUT_S)])
 
 
 @pytest.mark.parametrize("name", ["reset", "reset, dbprune"])

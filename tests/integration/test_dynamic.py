@@ -80,6 +80,7 @@ def one_context_per_shape(contexts: Sequence[ContextSummary], model: TinyModel, 
     assert [made.state_bytes for made in contexts] == [4 * (2 * count * WIDTH + 2) for count in tokens]
 
 
+@pytest.mark.slow
 def test_five_sizes_of_a_dynamic_model(model: TinyModel) -> None:
     # one, or two where Dynamo takes sizes for equal that are so only in the first call
     assert check(model, range(5), "inductor", dynamic=True) <= 2

@@ -29,9 +29,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "dbprune": {"method": "dbprune"},
     "easycache": {"method": "easycache"},
 }
+QUICK = ("regression", "dbprune")
 CASES = {
     **{spread: Case(spread, EAGER) for spread in SPREADS},
-    **{kind: Case("flux, ulysses", {**EAGER, **given}) for kind, given in KINDS.items()},
+    **{kind: Case("flux, ulysses", {**EAGER, **KINDS[kind]}) for kind in QUICK},
     "inductor": Case("flux, ulysses", SHARED),
     "reset": Case("flux, ulysses", {**EAGER, "residual_diff_threshold": 0.9}, "reset"),
     "reset, dbprune": Case("flux, ulysses", {**EAGER, **KINDS["dbprune"], "residual_diff_threshold": 0.9}, "reset"),
@@ -39,7 +40,10 @@ CASES = {
 }
 
 
-SLOW = {"inductor, tensors": Case("mixed, tensors", SHARED)}
+SLOW = {
+    "inductor, tensors": Case("mixed, tensors", SHARED),
+    **{kind: Case("flux, ulysses", {**EAGER, **given}) for kind, given in KINDS.items() if kind not in QUICK},
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def decided_as_one(name: str, ranks: Sequence[Seen]) -> None:
         assert rank.decisions == wanted.decisions and close(rank, wanted)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "inductor"])
+@pytest.mark.parametrize("name", [*QUICK, "inductor"])
 def test_every_way_to_decide(name: str, seen: dict[str, tuple[Seen, ...]]) -> None:
     decided_as_one(name, seen[name])
 

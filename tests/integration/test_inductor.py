@@ -8,7 +8,7 @@ only under `emulate_precision_casts`, which rounds as eager mode does, after eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,10 @@ MODELS: dict[str, tuple[Callable[..., TinyModel], float]] = {
 """Builder, and a threshold between the small step and the jump of the scene."""
 
 
+def some_slow(names: Iterable[str], *slow: str) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
+
+
 @dataclass(frozen=True)
 class Compared:
     """One scene in float32, made in all the ways."""
@@ -52,7 +56,7 @@ class Compared:
     cached_eagerly: Run
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=some_slow(MODELS, "sd3"))
 def compared(request: pytest.FixtureRequest) -> Compared:
     build, threshold = MODELS[request.param]
     model = build()
@@ -108,7 +112,7 @@ class Halves:
     again: Run
 
 
-@pytest.fixture(scope="module", params=HALF)
+@pytest.fixture(scope="module", params=some_slow(HALF, "wan bfloat16", "sd3 bfloat16"))
 def halves(request: pytest.FixtureRequest) -> Halves:
     model = HALF[request.param]()
     calls = [model.inputs(seed=seed) for seed in range(8)]

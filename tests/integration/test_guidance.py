@@ -83,7 +83,7 @@ def test_decisions_and_output_are_those_of_an_eager_cache_that_follows(name, mon
     assert apart[0] != apart[1], "otherwise this test would not tell"
 
 
-@pytest.mark.parametrize("name", ["flux", "qwen"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("qwen", marks=pytest.mark.slow)])
 def test_who_follows_gets_the_same_in_every_generation(name):
     threshold = telling_threshold(name)
 
@@ -110,7 +110,7 @@ def test_batched_guidance_is_one_context_with_one_decision(name):
 
 
 @pytest.mark.parametrize("separate", [None, True, False])
-@pytest.mark.parametrize("name", ["flux", "qwen", "wan"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("qwen", marks=pytest.mark.slow), "wan"])
 def test_no_spelling_of_the_option_mixes_the_branches(name, separate):
     plain = build(name)
     oracle = EagerF1B0(plain.transformer, name, 0.99, branches=2)

@@ -49,7 +49,9 @@ SKIPPING = {
 
 
 @pytest.mark.parametrize("check", [never_reused_is_plain, decisions_are_those_of_the_eager_cache])
-@pytest.mark.parametrize("name", SKIPPING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (place > 0)) for place, name in enumerate(SKIPPING)]
+)
 def test_a_call_without_some_layers(name, check):
     check(Examined(SKIPPING[name]))
 

@@ -56,7 +56,7 @@ class Compared:
     cached_eagerly: Run
 
 
-@pytest.fixture(scope="module", params=some_slow(MODELS, "sd3"))
+@pytest.fixture(scope="module", params=some_slow(MODELS, "wan", "sd3"))
 def compared(request: pytest.FixtureRequest) -> Compared:
     build, threshold = MODELS[request.param]
     model = build()

@@ -174,7 +174,7 @@ def test_what_is_not_cached_is_left_to_plain_inductor() -> None:
     assert codes[0] == codes[1] == codes[2]
 
 
-@pytest.mark.parametrize("name", ["residual", "rotated"])
+@pytest.mark.parametrize("name", ["residual", pytest.param("rotated", marks=pytest.mark.slow)])
 def test_in_the_branch_and_on_reused_steps(name: str) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name]().eval(), torch.randn(2, 4, 6, 8)

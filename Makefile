@@ -10,6 +10,7 @@ STAMP := $(VENV)/.installed
 QUANT := $(VENV)/.installed-quant
 # one thread per test process: JOBS processes already fill the cores
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
+PYTEST = $(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 .PHONY: demo test test-all lint format install clean
 .DEFAULT_GOAL := test
@@ -18,11 +19,11 @@ demo: $(STAMP)
 	$(BIN)/python -m benchmarks.demo
 
 test: lint $(QUANT)
-	$(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # with what is marked slow: hours on two cores
 test-all: lint $(QUANT)
-	$(ONE_THREAD) PYTHONHASHSEED=0 $(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

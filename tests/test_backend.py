@@ -166,9 +166,11 @@ def test_every_way_to_compile_a_model(way, by_name):
     assert decisions(model) == ["C.."]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "two_streams"), [(torch.float32, True), (torch.bfloat16, False), (torch.float16, True)]
-)
+PAIRS = [(torch.float32, True), (torch.bfloat16, False), (torch.float16, True)]
+OTHERS = [pytest.param(dtype, not two_streams, marks=pytest.mark.slow) for dtype, two_streams in PAIRS]
+
+
+@pytest.mark.parametrize(("dtype", "two_streams"), [*PAIRS, *OTHERS])
 def test_dtypes_and_batches(dtype, two_streams):
     model, reference = (tiny_trunk(two_streams).to(dtype) for _ in range(2))
     compiled = torch.compile(model, backend="fxcache", options=OPTIONS, fullgraph=True)

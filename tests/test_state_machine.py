@@ -27,6 +27,7 @@ from fxcache.runtime.generation import Branch, Generation, begin_loop, end_loop
 from fxcache.runtime.signals import _cache_context
 from tests.models.tiny_trunk import TinyTrunk, tiny_trunk
 from tests.oracle import EagerDBCache, Label
+from tests.slow import some_slow
 
 DIM, WORDS, PROMPTS = 16, 3, 3
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -282,9 +283,7 @@ class Requests(RuleBasedStateMachine):
             return self.subject.compiled(x, t, text)
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=[pytest.mark.slow] if name in ("F1B0", "interval") else []) for name in CASES]
-)
+@pytest.mark.parametrize("case", some_slow(CASES, ("F1B0", "interval")))
 @torch._dynamo.config.patch(recompile_limit=64)
 def test_every_request_gets_what_it_would_get_alone(case, monkeypatch):
     two_streams, chosen = CASES[case]

@@ -38,10 +38,8 @@ def run_passes(
 ) -> tuple[PassRecord, ...]:
     """Run passes one after the other under all instruments."""
     records = tuple(_run_pass(number, one, gm, plan, dump_dir) for number, one in enumerate(passes))
-    # once: to write a graph as Python code takes longer than most of the passes
-    for module in gm.modules():
-        if isinstance(module, GraphModule):
-            module.recompile()
+    # once, branches included: to write a graph as Python code takes longer than most of the passes
+    gm.recompile()
     return records
 
 

@@ -25,6 +25,7 @@ from tests.models.pipelines_guided import (
     hunyuan_image_skipped_layers,
     qwen_modular_skipped_layers,
 )
+from tests.slow import some_slow
 
 STEPS = 5
 """Each skipping call is compiled anew: few enough for Dynamo's limit of eight."""
@@ -49,9 +50,7 @@ SKIPPING = {
 
 
 @pytest.mark.parametrize("check", [never_reused_is_plain, decisions_are_those_of_the_eager_cache])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (place > 0)) for place, name in enumerate(SKIPPING)]
-)
+@pytest.mark.parametrize("name", some_slow(SKIPPING, ["a part of a block, calls without names"]))
 def test_a_call_without_some_layers(name, check):
     check(Examined(SKIPPING[name]))
 

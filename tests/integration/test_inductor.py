@@ -8,7 +8,7 @@ only under `emulate_precision_casts`, which rounds as eager mode does, after eve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from tests.integration.scenes import (
 )
 from tests.models.tiny import TinyModel
 from tests.models.transformers import TRANSFORMERS
+from tests.slow import some_slow
 
 MODELS: dict[str, tuple[Callable[..., TinyModel], float]] = {
     "flux": (lambda **kw: TRANSFORMERS["flux"](3, single_layers=1, **kw), 0.5),
@@ -39,10 +40,6 @@ MODELS: dict[str, tuple[Callable[..., TinyModel], float]] = {
     "sequential_dit": (lambda **kw: TRANSFORMERS["sequential_dit"](4, **kw), 0.5),
 }
 """Builder, and a threshold between the small step and the jump of the scene."""
-
-
-def some_slow(names: Iterable[str], *slow: str) -> list[Any]:
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Compared:
     cached_eagerly: Run
 
 
-@pytest.fixture(scope="module", params=some_slow(MODELS, "wan", "sd3"))
+@pytest.fixture(scope="module", params=some_slow(MODELS, ("wan", "sd3")))
 def compared(request: pytest.FixtureRequest) -> Compared:
     build, threshold = MODELS[request.param]
     model = build()
@@ -112,7 +109,7 @@ class Halves:
     again: Run
 
 
-@pytest.fixture(scope="module", params=some_slow(HALF, "wan bfloat16", "sd3 bfloat16"))
+@pytest.fixture(scope="module", params=some_slow(HALF, ("wan bfloat16", "sd3 bfloat16")))
 def halves(request: pytest.FixtureRequest) -> Halves:
     model = HALF[request.param]()
     calls = [model.inputs(seed=seed) for seed in range(8)]

@@ -16,6 +16,7 @@ import fxcache.api as api
 from fxcache.summary import ContextSummary
 from tests.integration.eager import EagerF1B0, branches_of, mixed_threshold
 from tests.models.pipelines import PIPELINES, TinyPipeline
+from tests.slow import some_slow
 
 LAYERS, STEPS = 3, 6
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
@@ -96,11 +97,8 @@ def test_decisions_and_output_are_those_of_the_eager_cache(name):
     torch.testing.assert_close(out, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    "name",
-    # `test_supported` asks the same of every way to call a transformer
-    [pytest.param(name, marks=[] if name in ("flux", "sd3", "dit") else [pytest.mark.slow]) for name in PIPELINES],
-)
+# `test_supported` asks the same of every way to call a transformer
+@pytest.mark.parametrize("name", some_slow(PIPELINES, PIPELINES.keys() - {"flux", "sd3", "dit"}))
 def test_no_generation_reads_what_another_has_left(name):
     threshold = mixed_threshold(lambda: build(name), name, STEPS, cfg=True)
 

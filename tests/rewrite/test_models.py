@@ -23,6 +23,7 @@ from tests.models.graphs import AotGraph, aot_graphs
 from tests.models.tiny import TinyModel
 from tests.models.transformers import TRANSFORMERS
 from tests.models.wide import WIDE
+from tests.slow import some_slow
 
 MODELS: dict[str, Callable[..., TinyModel]] = {**TRANSFORMERS, **WIDE}
 
@@ -90,10 +91,7 @@ def options(first: int, last: int) -> Options:
     return Options(Fn_compute_blocks=first, Bn_compute_blocks=last, inner_backend="eager")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in MODELS],
-)
+@pytest.fixture(scope="module", params=some_slow(MODELS, ALIKE))
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """The graphs of one model; with two stacks, three blocks of each are enough."""
     build = MODELS[request.param]

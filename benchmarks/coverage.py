@@ -5,7 +5,8 @@ that of the plain model. Classes are examined in other processes, one after the 
 
 python -m benchmarks.coverage                        all classes, under eager and under Inductor; writes JSON and page
 python -m benchmarks.coverage --inner-backend eager  some minutes
-python -m benchmarks.coverage --models NAME ...      these; the committed results of the others stay
+python -m benchmarks.coverage --models NAME ...      these; the committed results of the others stay, every row with
+                                                     its commit
 python -m benchmarks.coverage --only-page            docs/coverage.md again, from the JSON file
 """
 
@@ -148,13 +149,28 @@ def run_all(
 def merged(
     kept: dict[str, Any], found: dict[str, dict[str, Any]], names: Sequence[str], where: dict[str, Any]
 ) -> dict[str, Any]:
-    """The report: rows just found, and those kept of other classes and other compilers; no class that has gone."""
+    """The report: rows just found, and those kept of other classes and other compilers; no class that has gone.
+
+    Every row says at which commit it was found: they may have come from several runs.
+    """
     report = {"benchmark": "coverage", "classes": list(names), **{inner: kept.get(inner, {}) for inner in INNER}}
+    about = {key: value for key, value in where.items() if key != "commit"}
     for inner, rows in found.items():
-        both = {**report[inner].get("rows", {}), **rows}
+        dated = {name: {**row, "commit": where["commit"]} for name, row in rows.items()}
+        both = {**report[inner].get("rows", {}), **dated}
         if rows:
-            report[inner] = {**where, "rows": {name: both[name] for name in names if name in both}}
+            report[inner] = {**about, "rows": {name: both[name] for name in names if name in both}}
     return report
+
+
+def other_versions(kept: dict[str, Any], inners: Sequence[str], where: dict[str, Any]) -> str:
+    """In what the rows of these compilers differ from new ones, which they could not stand beside, or nothing."""
+    for inner in inners:
+        theirs, mine = kept.get(inner, {}).get("versions", {}), where["versions"]
+        for name in sorted(set(theirs) & set(mine)):
+            if theirs[name] != mine[name]:
+                return f"{name} {mine[name]}, and the rows of the others under {inner} are of {theirs[name]}"
+    return ""
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -189,6 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         report = kept
     else:
         where = environment()
+        differ = other_versions(kept, inners, where)
+        if differ and given.models:
+            parser.error(f"--models: {differ}; expected another --json, or no --models")
+        if differ:
+            kept = {inner: section for inner, section in kept.items() if inner not in inners}
 
         def keep(found: dict[str, dict[str, Any]]) -> None:
             write_json(given.json, merged(kept, found, names, where))

@@ -237,14 +237,29 @@ def test_a_lost_process_costs_one_row():
     assert content["kept"][1] == {"eager": ["First", "Lost"], "inductor": []}
 
 
-def test_rows_of_other_classes_and_compilers_are_kept():
-    row: dict[str, Any] = {"ok": True, "old": True}
-    kept = {"eager": {**WHERE, "rows": {"A": row, "Gone": row}}, "inductor": {**WHERE, "rows": {"A": row}}}
-    new = {"ok": True, "old": False}
-    report = coverage.merged(kept, {"eager": {"B": new}}, ["A", "B"], {"commit": "new"})
-    assert report["eager"] == {"commit": "new", "rows": {"A": row, "B": new}}
+def test_rows_of_other_classes_and_compilers_are_kept_and_all_say_where_they_come_from():
+    row: dict[str, Any] = {"ok": True, "commit": "old"}
+    about = {"versions": WHERE["versions"]}
+    kept = {"eager": {**about, "rows": {"A": row, "Gone": row}}, "inductor": {**about, "rows": {"A": row}}}
+    report = coverage.merged(kept, {"eager": {"B": {"ok": True}}}, ["A", "B"], WHERE)
+    assert report["eager"] == {**about, "rows": {"A": row, "B": {"ok": True, "commit": "abc"}}}
     assert report["inductor"] == kept["inductor"]
     assert report["classes"] == ["A", "B"]
+    assert coverage_page.commits(report["eager"]["rows"]) == "commits old (1), abc (1)"
+    assert coverage_page.commits(report["inductor"]["rows"]) == "commit old"
+
+
+def test_rows_of_other_versions_do_not_stand_beside_new_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    old = {"classes": [], "eager": {"versions": {"torch": "1.0"}, "rows": {"Old": {"ok": True, "commit": "abc"}}}}
+    target = tmp_path / "coverage.json"
+    target.write_text(json.dumps(old))
+    asked = ["--json", str(target), "--inner-backend", "eager", "--models", "DiTTransformer2DModel"]
+    with pytest.raises(SystemExit):
+        coverage.main(asked)
+    said = f"--models: torch {torch.__version__}, and the rows of the others under eager are of 1.0; expected another"
+    assert said in capsys.readouterr().err
+    assert json.loads(target.read_text()) == old
+    assert not coverage.other_versions(old, ["inductor"], {"versions": {"torch": "2.0"}})
 
 
 def test_the_committed_page_is_that_of_the_committed_results():

@@ -1,4 +1,4 @@
-"""Functions that run on several ranks at once, each in a process of its own."""
+"""Other processes: Python for a script, and functions that run on several ranks at once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHON = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
+"""Without the folder of the script, or that of the caller, to import from; Python 3.10 cannot leave it out."""
 TIMEOUT_S = 240
 """Ranks that wait for each other do so for ever."""
 

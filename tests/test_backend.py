@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import fxcache.api as api
 from fxcache.errors import OptionError, RefusalError
 from tests.models.foreign import perceptron
 from tests.models.tiny_trunk import tiny_trunk
+from tests.processes import PYTHON
 from tests.refusals import refusals
 
 OPTIONS = {
@@ -68,7 +68,7 @@ with torch.no_grad():
 assert "fxcache.backend" in sys.modules
 print("done")
 """
-    result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "done"
 

@@ -22,6 +22,7 @@ from fxcache import DBCacheConfig, OptionError, Options
 from fxcache.cli import main
 from fxcache.explain import explain_class
 from tests.models.transformers import TRANSFORMERS
+from tests.processes import PYTHON
 
 WIDTH = 12
 EAGER = {"inner_backend": "eager"}
@@ -276,5 +277,5 @@ def test_the_package_root_gives_functions_whatever_is_loaded_first():
     script += "import fxcache.summary, fxcache.explain\n"
     script += "assert all(callable(getattr(fxcache, name)) for name in ('summary', 'explain', 'enable_cache'))\n"
     script += "assert set(fxcache.__all__) <= set(dir(fxcache))\n"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

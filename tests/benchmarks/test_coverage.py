@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ from benchmarks.coverage_checks import CHECKS, Call, Outcome, Run, examine
 from benchmarks.report import RESULTS
 from tests.models.every import BUILDERS, ENTRIES, Entry, exported
 from tests.models.tiny import TinyModel
+from tests.processes import PYTHON
 
 SMALL = Entry("depth_decoder")
 ONE = {"F1B0": (1, 0)}
@@ -224,7 +224,7 @@ def test_behind_a_second_size_the_plain_answers_are_those_of_then():
 
 def test_a_lost_process_costs_one_row():
     script = Path(__file__).with_name("coverage_stand_ins.py")
-    done = subprocess.run([sys.executable, "-P", str(script)], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*PYTHON, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     for inner, rows in content["found"].items():

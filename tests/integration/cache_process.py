@@ -1,4 +1,4 @@
-"""One process that compiles a small model several times: `python -P cache_process.py JSON`, answers in JSON.
+"""One process that compiles a small model several times: `python cache_process.py JSON`, answers in JSON.
 
 Each entry of the list names what to do: `fxcache` has the options (null: plain Inductor), `model` one of `MODELS`,
 `dynamic` is that of `torch.compile`, and `pretend` has what to patch, by name, and the arguments of the patch.

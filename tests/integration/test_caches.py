@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.scenes import DECISIONS
+from tests.processes import PYTHON
 
 PROGRAM = Path(__file__).with_name("cache_process.py")
 PLAIN: dict[str, Any] = {"fxcache": None}
@@ -24,9 +24,7 @@ REFUSED: dict[str, Any] = {"fxcache": {"trunk": ["nowhere"], "share_blocks": Fal
 def process(folder: Path, *jobs: dict[str, Any], error: float = 1e-5, **variables: str) -> list[dict[str, Any]]:
     """Answers of a new process that keeps compiled code in the folder."""
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder), **variables}
-    done = subprocess.run(
-        [sys.executable, "-P", str(PROGRAM), json.dumps(jobs)], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([*PYTHON, str(PROGRAM), json.dumps(jobs)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     answers = json.loads(done.stdout.splitlines()[-1])
     assert all(answer["computed"] < error for answer in answers)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.kernels.conftest import INTERPRETED, OPERATORS
+from tests.processes import PYTHON
 
 FOLDER = Path(__file__).parent
 KERNELS = {
@@ -33,7 +33,7 @@ def test_the_kernels_pass_the_tests_of_the_references():
     files = [FOLDER / f"test_{name}.py" for name in (*OPERATORS, "launched")]
     chosen = ["-k", "not compiled", "-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", *chosen, *map(str, files)],
+        [*PYTHON, "-m", "pytest", *chosen, *map(str, files)],
         cwd=FOLDER.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

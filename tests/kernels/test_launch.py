@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import warnings
 from contextlib import nullcontext
 
@@ -13,6 +12,7 @@ import torch
 from fxcache.kernels import _launch
 from fxcache.kernels._launch import Launch, elements_per_program, run, runs_triton
 from tests.kernels.tolerances import random
+from tests.processes import PYTHON
 
 
 class Kernel:
@@ -107,5 +107,5 @@ def test_without_triton_the_references_run():
         "assert _launch.triton is None and not _launch.runs_triton(torch.ones(2))\n"
         "print(torch.ops.fxcache.extrapolate(torch.ones(2), torch.ones(1, 2)).tolist())\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("[2.0, 2.0]\n", 0), done.stderr

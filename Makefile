@@ -1,4 +1,4 @@
-# Everything starts here: `make demo` and `make test` need nothing but Python 3.10-3.13 on a fresh machine.
+# Everything starts here: `make demo` and `make test` need nothing but Python 3.11-3.13 on a fresh machine.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -28,7 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.coverage_page import PAGE, SPLITS, page, summary_lines, table_rows
-from benchmarks.report import RESULTS, environment, table, write_json
+from benchmarks.report import RESULTS, environment, other_version, table, write_json
 
 INNER = ("eager", "inductor")
 TIMEOUT_S = 900
@@ -167,9 +167,8 @@ def other_versions(kept: dict[str, Any], inners: Sequence[str], where: dict[str,
     """In what the rows of these compilers differ from new ones, which they could not stand beside, or nothing."""
     for inner in inners:
         theirs, mine = kept.get(inner, {}).get("versions", {}), where["versions"]
-        for name in sorted(set(theirs) & set(mine)):
-            if theirs[name] != mine[name]:
-                return f"{name} {mine[name]}, and the rows of the others under {inner} are of {theirs[name]}"
+        if name := other_version(theirs, mine):
+            return f"{name} {mine[name]}, and the rows of the others under {inner} are of {theirs[name]}"
     return ""
 
 

@@ -103,6 +103,11 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def other_version(theirs: dict[str, str], mine: dict[str, str]) -> str | None:
+    """The first package that two reports have in different versions: their rows cannot stand beside each other."""
+    return next((name for name in sorted(set(theirs) & set(mine)) if theirs[name] != mine[name]), None)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a report; spreads become plain mappings."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.comparison.fronts import SPEEDS, best_of_groups
 from benchmarks.comparison.models import MODELS
 from benchmarks.comparison.sweep import Row, schedule_of
+from benchmarks.report import other_version
 
 ASKED = ("samples", "rounds", "steps", "few_step", "inner", "device")
 """What a comparison and one that it is added to have in common, by the names of the JSON's case."""
@@ -55,9 +56,8 @@ def added_to(path: Path, head: dict[str, Any], wanted: Sequence[Row]) -> Added:
     if differ:
         raise ValueError(f"--add, {differ[0]} {case[differ[0]]}: expected {other[differ[0]]}, that of {path}")
     theirs, mine = earlier["versions"], head["versions"]
-    for name in sorted(set(theirs) & set(mine)):
-        if theirs[name] != mine[name]:
-            raise ValueError(f"--add: expected {name} {theirs[name]} as in {path}, found {mine[name]}")
+    if name := other_version(theirs, mine):
+        raise ValueError(f"--add: expected {name} {theirs[name]} as in {path}, found {mine[name]}")
     if earlier["machine"] != head["machine"]:
         raise ValueError(f"--add: expected the machine of {path}, {earlier['machine']}, found {head['machine']}")
     commits = [*earlier.get("commits", [earlier["commit"]]), head["commit"]]

@@ -9,8 +9,10 @@ A transformer of the Flux family with 12, 24 and 57 blocks, one double to two si
     fxcache-once  the same with share_blocks=True: blocks of one structure are compiled once
     fxcache-f1b0  fxcache with the first block in front of a branch, every step computed
 
-Every contestant starts in a process of its own, once with empty caches (cold) and once more with these caches (warm).
-Compile time is the first call less a later one. Then one process runs all of them step by step, in an order drawn
+and, if they are asked for, other ways than that of fxcache-once, see `benchmarks.block_ways`: callee, loop.
+
+Every contestant starts in a process of its own, once with empty caches (cold) and then some times more with these
+caches (warm): all take turns, a warm start is the median one, and its ratio the median of those of a turn. Compile time is the first call less a later one. Then one process runs all of them step by step, in an order drawn
 anew for every step; ratios are those of paired steps. cache-dit runs in a process of its own, with plain Inductor.
 """
 
@@ -26,11 +28,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.block_ways import WAYS, backend
 from benchmarks.flux import PRESETS, Loop, Preset, new_transformer
 from benchmarks.report import RESULTS, Spread, environment, paired_ratio, table, write_json
 from benchmarks.startup import compile_with, run_module, synchronize
@@ -68,6 +72,8 @@ def compiled(transformer: torch.nn.Module, contestant: str) -> Callable[..., Any
         cache_dit.enable_cache(_adapter(transformer), cache_config=cache_dit.DBCacheConfig(**_F1B0))
         cache_dit.set_compile_configs()
         return torch.compile(transformer, dynamic=False)
+    if contestant in WAYS:
+        return torch.compile(transformer, backend=backend(contestant), dynamic=False)
     return compile_with(transformer, "fxcache", "inductor", FXCACHE[contestant])
 
 
@@ -157,17 +163,19 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     names = [name for name in given.contestants if name != "cache-dit" or find_spec("cache_dit") is not None]
     rows = []
     groups = side_by_side(names)
-    with tqdm(total=len(given.blocks) * (2 * len(names) + len(groups)), unit="process") as bar:
+    with tqdm(total=len(given.blocks) * ((1 + given.warm_starts) * len(names) + len(groups)), unit="process") as bar:
         for blocks in given.blocks:
             base = {"blocks": blocks, "grid": given.grid, "preset": given.preset, "device": given.device}
             found: dict[str, dict[str, Any]] = {}
             with tempfile.TemporaryDirectory(prefix="fxcache-bench-") as folder:
-                for name in names:
-                    found[name] = {"contestant": name, **base}
-                    for caches in ("cold", "warm"):
-                        bar.set_postfix_str(f"{blocks} blocks, {name}, {caches}")
-                        found[name][caches] = _in_process({**base, "contestant": name}, Path(folder) / name)
+                starts: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+                for turn in range(1 + given.warm_starts):
+                    for name in names:
+                        bar.set_postfix_str(f"{blocks} blocks, {name}, {'warm' if turn else 'cold'}")
+                        starts[name].append(_in_process({**base, "contestant": name}, Path(folder) / name))
                         bar.update()
+                for name in names:
+                    found[name] = {"contestant": name, **base, **_of_starts(starts[name], starts["plain"])}
                 for group in groups:
                     bar.set_postfix_str(f"{blocks} blocks, steps of {', '.join(group)}")
                     task = {**base, "contestants": group, "steps": given.steps}
@@ -177,11 +185,21 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
                         found[name]["step_ms"] = Spread.of(mine).scaled(1e3)
                         found[name]["step_to_plain"] = paired_ratio(mine, steps["seconds"]["plain"])
                         found[name]["relative_error"] = steps["errors"][name]
-            for row in found.values():
-                for caches in ("cold", "warm"):
-                    row[f"{caches}_to_plain"] = row[caches]["compile_s"] / found["plain"][caches]["compile_s"]
             rows += found.values()
     return rows
+
+
+def _of_starts(mine: list[dict[str, float]], plain: list[dict[str, float]]) -> dict[str, Any]:
+    """A cold start and warm ones after it, and their ratios to plain Inductor's in the same turns."""
+    cold, *warm = mine
+    ratios = [one["compile_s"] / other["compile_s"] for one, other in zip(mine, plain, strict=True)]
+    return {
+        "cold": cold,
+        "warm": sorted(warm, key=lambda start: start["compile_s"])[len(warm) // 2],
+        "warm_starts": [start["compile_s"] for start in warm],
+        "cold_to_plain": ratios[0],
+        "warm_to_plain": median(ratios[1:]),
+    }
 
 
 def print_report(rows: Sequence[dict[str, Any]]) -> None:
@@ -226,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--preset", choices=tuple(PRESETS), default="small", help="width of the blocks, text, dtype")
     parser.add_argument("--blocks", type=int, nargs="+", default=[12, 24, 57])
     parser.add_argument("--grid", type=int, default=16, help="rows and columns of image tokens")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--contestants", nargs="+", choices=(*CONTESTANTS, *WAYS), default=list(CONTESTANTS))
+    parser.add_argument("--warm-starts", type=int, default=3, help="per contestant; an odd number")
     parser.add_argument("--steps", type=int, default=20, help="measured steps")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/compile-time-DEVICE.json")
     parser.add_argument("--task", help=argparse.SUPPRESS)
@@ -236,6 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = compare_steps(task) if "contestants" in task else start(task)
         print(json.dumps(result))
         return result
+    if given.warm_starts < 1 or given.warm_starts % 2 == 0:
+        parser.error(f"--warm-starts: {given.warm_starts}; expected an odd number, of which one is the median")
     if "plain" not in given.contestants:
         parser.error("--contestants: plain is what the others are compared with")
     rows = measure(given)
@@ -245,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         **environment(given.device),
         "shape": asdict(preset_of(given.blocks[0], given.grid, given.preset)) | {"dtype": None},
         "steps": given.steps,
+        "warm_starts": given.warm_starts,
         "goals": GOALS,
         "rows": rows,
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from benchmarks.comparison.contestants import Contestant, chosen
 from benchmarks.comparison.costs import Costs
@@ -125,7 +126,8 @@ class Sweep:
         """Rows of one family per contestant: the first settings of all side by side, then the second ones."""
         seats = [self._place(rows[0].contestant) for rows in heat]
         try:
-            for rows, seat in zip(heat, seats, strict=True):
+            starting = tqdm(heat, desc="compiling", unit="contestant", leave=False)
+            for rows, seat in zip(starting, seats, strict=True):
                 self._prepare(rows, seat)
             for abreast in itertools.zip_longest(*heat):
                 here = [(row, seat) for row, seat in zip(abreast, seats, strict=True) if row is not None]
@@ -151,7 +153,7 @@ class Sweep:
     def _measure(self, rows: Sequence[tuple[Row, Seat]]) -> None:
         plan = self._plan
         bases = [(row, self._seats[name]) for name, row in self.bases.items()]
-        for number in range(plan.rounds):
+        for number in tqdm(range(plan.rounds), desc="drawing", unit="round", leave=False):
             taking_part = [(row, seat) for row, seat in [*bases, *rows] if row.refusal is None]
             seconds: dict[str, float] = {}
             for row, seat in self._order.sample(taking_part, len(taking_part)):

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
+from torch.fx import GraphModule
 
 pytest.importorskip("tqdm")
 
-from benchmarks import compile_time
+from benchmarks import block_ways, compile_time
+from benchmarks.block_ways import WAYS
 from benchmarks.compile_time import FXCACHE, preset_of, print_report
+from benchmarks.flux import PRESETS, Loop, new_transformer
 from benchmarks.report import RESULTS, Spread
+from fxcache.inner import lower
 from fxcache.options import Options
 
 
@@ -32,6 +38,20 @@ def test_every_goal_has_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_a_warm_start_is_the_median_one_and_its_ratio_that_of_the_turns() -> None:
+    mine, plain = ([{"compile_s": second} for second in seconds] for seconds in ([30, 9, 4, 5], [40, 3, 2, 10]))
+    of = compile_time._of_starts(mine, plain)
+    assert (of["cold"]["compile_s"], of["cold_to_plain"]) == (30, 0.75)
+    assert (of["warm"]["compile_s"], of["warm_to_plain"], of["warm_starts"]) == (5, 2, [9, 4, 5])
+
+
+@pytest.mark.parametrize("number", ["0", "2"])
+def test_the_number_of_warm_starts_has_a_median(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compile_time.main(["--warm-starts", number])
+    assert f"--warm-starts: {number}; expected an odd number" in capsys.readouterr().err
+
+
 def test_blocks_are_double_and_single_ones() -> None:
     preset = preset_of(57, 16, "small")
     assert (preset.layers, preset.single_layers, preset.image_tokens) == (19, 38, 256)
@@ -42,6 +62,28 @@ def test_the_contestants_are_what_they_are_called(name: str) -> None:
     options = Options.from_mapping(FXCACHE[name])
     assert options.can_reuse == (name == "fxcache-f1b0")
     assert bool(options.share_blocks) == (name == "fxcache-once")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_give_what_the_plain_model_gives(way: str) -> None:
+    preset = PRESETS["tiny"]
+    plain, loop = new_transformer(preset, "cpu"), Loop(preset, "cpu")
+    asked: list[GraphModule] = []
+
+    def looked_at(gm: GraphModule, *rest: Any, **known: Any) -> Any:
+        asked.append(gm)
+        return lower(gm, *rest, **known)
+
+    with torch.no_grad(), patch.object(block_ways, "lower", looked_at):
+        other = compile_time.compiled(new_transformer(preset, "cpu"), way)
+        for step in range(2):
+            inputs = loop.step(step, 2)
+            torch.testing.assert_close(other(**inputs, return_dict=False)[0], plain(**inputs, return_dict=False)[0])
+    (graph,) = asked
+    called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert "invoke_subgraph" not in called
+    counts = called.count("fxcache_ways.call.default"), called.count("while_loop")
+    assert counts == ((5, 0) if way == "callee" else (0, 2))
 
 
 def test_cache_dit_runs_apart() -> None:
@@ -71,7 +113,20 @@ def test_the_committed_results_are_complete() -> None:
 @pytest.mark.slow
 def test_the_whole_of_it(tmp_path: Path) -> None:
     path = tmp_path / "compile.json"
-    arguments = ["--preset", "tiny", "--grid", "4", "--blocks", "6", "--steps", "2", "--json", str(path)]
+    arguments = [
+        "--preset",
+        "tiny",
+        "--grid",
+        "4",
+        "--blocks",
+        "6",
+        "--steps",
+        "2",
+        "--warm-starts",
+        "1",
+        "--json",
+        str(path),
+    ]
     compile_time.main([*arguments, "--contestants", "plain", "regional", "fxcache"])
     rows = json.loads(path.read_text())["rows"]
     assert [entry["contestant"] for entry in rows] == ["plain", "regional", "fxcache"]

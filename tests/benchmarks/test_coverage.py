@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import diffusers
 import diffusers.models.transformers as package
 import pytest
 import torch
@@ -23,6 +24,8 @@ from tests.models.tiny import TinyModel
 from tests.processes import PYTHON
 
 SMALL = Entry("depth_decoder")
+NEWEST = hasattr(diffusers, "Flux3Transformer2DModel")
+"""Whether this is diffusers 0.42 or newer, of which the committed results are."""
 ONE = {"F1B0": (1, 0)}
 ONES, TWOS = torch.ones(3), torch.full((3,), 2.0)
 TINY = torch.ones(3) + 1e-6
@@ -30,11 +33,11 @@ TINY = torch.ones(3) + 1e-6
 
 def test_every_exported_class_has_an_entry_and_it_is_of_that_class():
     assert list(ENTRIES) == exported()
-    assert len(ENTRIES) >= 70
+    assert len(ENTRIES) >= (70 if NEWEST else 60)
     for name in ("FluxTransformer2DModel", "T5FilmDecoder", "MiniMaxMusic3RVQDepthDecoder"):
         assert type(ENTRIES[name].build().module).__name__ == name
     used = [entry.builder for entry in ENTRIES.values()]
-    assert len(set(used)) == len(used) and set(BUILDERS) - set(used) == {"flux3"}
+    assert len(set(used)) == len(used) and set(BUILDERS) - set(used) == ({"flux3"} if NEWEST else set())
 
 
 def test_a_class_that_is_new_in_diffusers_is_reported(monkeypatch: pytest.MonkeyPatch):
@@ -50,8 +53,6 @@ def test_a_class_that_is_new_in_diffusers_is_reported(monkeypatch: pytest.Monkey
 
 
 def test_a_class_that_diffusers_lists_only_at_the_top_is_seen(monkeypatch: pytest.MonkeyPatch):
-    import diffusers
-
     new = type("AbcTransformer", (nn.Module,), {"__module__": f"{package.__name__}.transformer_abc"})
     listed: Callable[[], list[str]] = lambda: ["AbcTransformer"]  # noqa: E731
     monkeypatch.setitem(vars(diffusers), "AbcTransformer", new)
@@ -274,6 +275,7 @@ NOT_OK = {
 """The page says what is wrong with them: the plain model does not compile, and twice 1e-7 at another size."""
 
 
+@pytest.mark.skipif(not NEWEST, reason="the results are of a newer diffusers")
 def test_the_committed_results_are_of_the_exported_classes_and_all_else_is_well():
     report = json.loads((RESULTS / "coverage-cpu.json").read_text())
     assert report["classes"] == exported()

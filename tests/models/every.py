@@ -65,7 +65,7 @@ def exported() -> list[str]:
 
 SCATTERED = "graph breaks cut the model into at least [0-9]+ graphs, none of them with a usable trunk"
 
-ENTRIES: dict[str, Entry] = {
+_ALL: dict[str, Entry] = {
     "AceStepTransformer1DModel": Entry("ace_step"),
     "AllegroTransformer3DModel": Entry("allegro"),
     "AnyFlowFARTransformer3DModel": Entry("anyflow_far"),
@@ -155,4 +155,5 @@ ENTRIES: dict[str, Entry] = {
     "WanVACETransformer3DModel": Entry("wan_vace"),
     "ZImageTransformer2DModel": Entry("z_image"),
 }
+ENTRIES = {name: entry for name, entry in _ALL.items() if entry.builder in BUILDERS}
 """By class."""

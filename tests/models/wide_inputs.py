@@ -1,15 +1,24 @@
-"""Inputs that several wide models share."""
+"""What several files of wide models share: common inputs, and which classes are there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
-from tests.models.tiny import Draw
+from tests.models.tiny import Draw, TinyModel
 
 FRAMES = 3
+
+
+def existing(
+    builders: Mapping[str, Callable[..., TinyModel]], newer: Mapping[str, str]
+) -> dict[str, Callable[..., TinyModel]]:
+    """The builders whose class is there: `newer` names those of diffusers 0.42, which Python 3.10 cannot have."""
+    return {name: build for name, build in builders.items() if name not in newer or hasattr(diffusers, newer[name])}
 
 
 def ids(draw: Draw, columns: int = 3) -> Tensor:

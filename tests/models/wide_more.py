@@ -11,6 +11,7 @@ from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 
 from tests.models.tiny import Draw, TinyModel, case
 from tests.models.wide_image import packed, picture
+from tests.models.wide_inputs import existing
 from tests.models.wide_video import FRAMES, SCALARS, WAN, video
 
 
@@ -283,7 +284,7 @@ def _prior_inputs(draw: Draw, n: int) -> dict[str, Any]:
     }
 
 
-WIDE_MORE: dict[str, Callable[..., TinyModel]] = {
+_ALL: dict[str, Callable[..., TinyModel]] = {
     "flux3": case(_flux3, lambda d, n: packed(d, 8, 9, 24, 4), "mode_blocks.image", "single_transformer_blocks"),
     "joyimage": case(_joyimage, lambda d, n: video(d, 4, 9, 40), "double_blocks"),
     "motif_video": case(
@@ -303,4 +304,5 @@ WIDE_MORE: dict[str, Callable[..., TinyModel]] = {
     "nucleus_moe": case(_nucleus, _nucleus_inputs, "transformer_blocks", fullgraph=False, dynamo=SCALARS),
     "prior": case(_prior, _prior_inputs, "transformer_blocks"),
 }
+WIDE_MORE = existing(_ALL, {"flux3": "Flux3Transformer2DModel"})
 """Builders of the less common classes."""

@@ -9,7 +9,7 @@ import diffusers as D
 import torch
 
 from tests.models.tiny import Draw, TinyModel, case
-from tests.models.wide_inputs import FRAMES, ids, picture, video
+from tests.models.wide_inputs import FRAMES, existing, ids, picture, video
 
 TEXT = 7
 """Text tokens in front of the picture, where both lie in one sequence."""
@@ -284,7 +284,15 @@ def _flux3_single_inputs(draw: Draw, n: int) -> dict[str, Any]:
     }
 
 
-WIDE_PACKED: dict[str, Callable[..., TinyModel]] = {
+NEWER = {
+    "bria_fibo2": "BriaFibo2Transformer2DModel",
+    "kandinsky6": "Kandinsky6Transformer3DModel",
+    "kandinsky6_sr": "Kandinsky6SRTransformer3DModel",
+    "sana_wm": "SanaWMTransformer3DModel",
+    "flux3_single": "Flux3Transformer2DModel",
+    "sana_wm_refiner": "SanaWMLTX2RefinerTransformer3DModel",
+}
+_ALL: dict[str, Callable[..., TinyModel]] = {
     "bria_fibo2": case(_bria_fibo2, _bria_fibo2_inputs, "layers"),
     "joyimage_plus": case(_joyimage_plus, _joyimage_plus_inputs, "double_blocks"),
     "kandinsky6": case(
@@ -311,4 +319,5 @@ WIDE_PACKED: dict[str, Callable[..., TinyModel]] = {
     "flux3_single": case(_flux3_single, _flux3_single_inputs, "single_transformer_blocks"),
     "sana_wm_refiner": case(_sana_wm_refiner, _sana_wm_refiner_inputs, "transformer_blocks"),
 }
+WIDE_PACKED = existing(_ALL, NEWER)
 """Builders of models with packed or mixed inputs."""

@@ -11,7 +11,7 @@ from diffusers.models import DualTransformer2DModel
 from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 
 from tests.models.tiny import Draw, TinyModel, case
-from tests.models.wide_inputs import FRAMES
+from tests.models.wide_inputs import FRAMES, existing
 
 
 def _t5_film(n: int) -> Any:
@@ -201,7 +201,7 @@ def _wan_animate2_inputs(draw: Draw, n: int) -> dict[str, Any]:
     }
 
 
-WIDE_PARTS: dict[str, Callable[..., TinyModel]] = {
+_ALL: dict[str, Callable[..., TinyModel]] = {
     "t5_film": case(
         _t5_film, _t5_film_inputs, "decoders", changing=("decoder_input_tokens", "decoder_noise_time"), fullgraph=True
     ),
@@ -226,4 +226,5 @@ WIDE_PARTS: dict[str, Callable[..., TinyModel]] = {
     ),
     "wan_animate2": case(_wan_animate2, _wan_animate2_inputs, "blocks"),
 }
+WIDE_PARTS = existing(_ALL, {"proteina": "RFD4ProteinaTransformer"})
 """Builders of parts, of other decoders, and of models with caches of their own."""

@@ -12,8 +12,9 @@ A transformer of the Flux family with 12, 24 and 57 blocks, one double to two si
 and, if they are asked for, other ways than that of fxcache-once, see `benchmarks.block_ways`: callee, loop.
 
 Every contestant starts in a process of its own, once with empty caches (cold) and then some times more with these
-caches (warm): all take turns, a warm start is the median one, and its ratio the median of those of a turn. Compile time is the first call less a later one. Then one process runs all of them step by step, in an order drawn
-anew for every step; ratios are those of paired steps. cache-dit runs in a process of its own, with plain Inductor.
+caches (warm): all take turns, a warm start is the median one, and its ratio the median of those of a turn. Compile
+time is the first call less a later one. Then one process runs all of them step by step, in an order drawn anew for
+every step; ratios are those of paired steps. cache-dit runs in a process of its own, with plain Inductor.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from benchmarks.coverage_page import PAGE, SPLITS, page, summary_lines, table_rows
@@ -57,8 +58,6 @@ def failed(error: str) -> dict[str, Any]:
 
 def _work(connection: Connection, examine: Examine) -> None:
     """What a process does: receive (class, compiler), send the row, until None comes."""
-    import torch
-
     torch.set_num_threads(1)
     gc.disable()  # tracing makes so many objects that looking for cycles all the time costs more than it gives back
     for name, inner in iter(connection.recv, None):
@@ -151,12 +150,14 @@ def merged(
 ) -> dict[str, Any]:
     """The report: rows just found, and those kept of other classes and other compilers; no class that has gone.
 
-    Every row says at which commit it was found: they may have come from several runs.
+    Every row says at which commit and on what processor it was found: they may have come from several runs, and
+    Inductor's code, the last bits of its results with it, depends on the vectors that a processor has.
     """
     report = {"benchmark": "coverage", "classes": list(names), **{inner: kept.get(inner, {}) for inner in INNER}}
-    about = {key: value for key, value in where.items() if key != "commit"}
+    about = {"versions": where["versions"]}
+    row_from = {"commit": where["commit"], "cpu": where["cpu"]}
     for inner, rows in found.items():
-        dated = {name: {**row, "commit": where["commit"]} for name, row in rows.items()}
+        dated = {name: {**row, **row_from} for name, row in rows.items()}
         both = {**report[inner].get("rows", {}), **dated}
         if rows:
             report[inner] = {**about, "rows": {name: both[name] for name in names if name in both}}
@@ -203,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if given.only_page:
         report = kept
     else:
-        where = environment()
+        here = environment()
+        where = {**here, "cpu": f"{here['machine']['cpu']}, {torch.backends.cpu.get_cpu_capability()}"}
         differ = other_versions(kept, inners, where)
         if differ and given.models:
             parser.error(f"--models: {differ}; expected another --json, or no --models")

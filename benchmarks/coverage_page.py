@@ -76,12 +76,12 @@ def summary_lines(rows: Rows) -> list[str]:
     return [*lines, *(f"{name}: {outcome(rows[name])}" for name in wrong)]
 
 
-def commits(rows: Rows) -> str:
-    """Where rows come from, the commit of most of them first."""
-    counts = Counter(row["commit"] for row in rows.values()).most_common()
+def origins(rows: Rows) -> str:
+    """Where rows come from: commit and processor, those of most of them first."""
+    counts = Counter(f"commit {row['commit']} on {row['cpu']}" for row in rows.values()).most_common()
     if len(counts) == 1:
-        return f"commit {counts[0][0]}"
-    return "commits " + ", ".join(f"{commit} ({count})" for commit, count in counts)
+        return counts[0][0]
+    return "; ".join(f"{origin}: {count}" for origin, count in counts)
 
 
 def table_rows(rows: Rows) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -100,7 +100,7 @@ def page(report: Mapping[str, Any]) -> str:
     lines = ["# Coverage", "", *INTRODUCTION.strip().splitlines(), ""]
     for inner, section in sections.items():
         versions = section["versions"]
-        with_them = f"torch {versions['torch']}, diffusers {versions['diffusers']}, {commits(section['rows'])}"
+        with_them = f"torch {versions['torch']}, diffusers {versions['diffusers']}; {origins(section['rows'])}"
         lines.append(f"- `inner_backend={inner}` ({with_them}): {summary_lines(section['rows'])[0]}")
     lines += ["", *CHECKED.strip().splitlines(), ""]
     names = report["classes"]

@@ -60,7 +60,7 @@ def test_a_class_that_diffusers_lists_only_at_the_top_is_seen(monkeypatch: pytes
     assert isinstance(diffusers, ModuleType) and "AbcTransformer" in exported()
 
 
-WHERE = {"versions": {"torch": "1", "diffusers": "2"}, "commit": "abc"}
+WHERE = {"versions": {"torch": "1", "diffusers": "2"}, "commit": "abc", "cpu": "Z80"}
 
 
 @pytest.mark.parametrize(
@@ -239,15 +239,15 @@ def test_a_lost_process_costs_one_row():
 
 
 def test_rows_of_other_classes_and_compilers_are_kept_and_all_say_where_they_come_from():
-    row: dict[str, Any] = {"ok": True, "commit": "old"}
+    row: dict[str, Any] = {"ok": True, "commit": "old", "cpu": "6502"}
     about = {"versions": WHERE["versions"]}
     kept = {"eager": {**about, "rows": {"A": row, "Gone": row}}, "inductor": {**about, "rows": {"A": row}}}
     report = coverage.merged(kept, {"eager": {"B": {"ok": True}}}, ["A", "B"], WHERE)
-    assert report["eager"] == {**about, "rows": {"A": row, "B": {"ok": True, "commit": "abc"}}}
+    assert report["eager"] == {**about, "rows": {"A": row, "B": {"ok": True, "commit": "abc", "cpu": "Z80"}}}
     assert report["inductor"] == kept["inductor"]
     assert report["classes"] == ["A", "B"]
-    assert coverage_page.commits(report["eager"]["rows"]) == "commits old (1), abc (1)"
-    assert coverage_page.commits(report["inductor"]["rows"]) == "commit old"
+    assert coverage_page.origins(report["eager"]["rows"]) == "commit old on 6502: 1; commit abc on Z80: 1"
+    assert coverage_page.origins(report["inductor"]["rows"]) == "commit old on 6502"
 
 
 def test_rows_of_other_versions_do_not_stand_beside_new_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -52,7 +52,10 @@ def fuse_measures(gm: GraphModule, _: Plan) -> int:
 def _is_fixed_on_cpu(node: Node) -> bool:
     values = [tensor_of(operand) for operand in node.all_input_nodes]
     return all(
-        value is not None and value.device.type == "cpu" and all(isinstance(size, int) for size in value.shape)
+        value is not None
+        and value.device.type == "cpu"
+        # a part of a tensor may have a known size behind a length that is not known
+        and all(isinstance(number, int) for number in (*value.shape, *value.stride(), value.storage_offset()))
         for value in values
     )
 

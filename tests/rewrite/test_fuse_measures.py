@@ -107,6 +107,16 @@ def test_sizes_that_change_keep_the_operator() -> None:
     assert printed(sketch.gm) == before
 
 
+def test_a_place_that_is_not_known_keeps_the_operator() -> None:
+    sketch = Sketch()
+    length = sketch.size("s", 3)
+    whole, inp, stored = sketch.input("whole", length + 6, 4), sketch.input("inp", 6, 4), sketch.input("stored", 6, 4)
+    part = sketch.op(torch.ops.aten.slice.Tensor, whole, 0, next(iter(sketch.graph.nodes)))
+    assert part.meta["val"].shape == (6, 4)
+    sketch.finish(sketch.op(residual_diff, part, inp, stored))
+    assert fuse_measures(sketch.gm, ANY) == 0
+
+
 @pytest.mark.parametrize("calibrator", [None, "regression"])
 @pytest.mark.parametrize("inner", ["inductor", "eager", "aot_eager"])
 def test_only_for_inductor(inner: str, calibrator: str | None) -> None:

@@ -70,7 +70,8 @@ _ALL: dict[str, Entry] = {
     "AllegroTransformer3DModel": Entry("allegro"),
     "AnyFlowFARTransformer3DModel": Entry(
         "anyflow_far",
-        one_size_inductor="what Inductor of torch 2.13 makes of its attention in dynamic sizes reads memory not written",
+        one_size_inductor="what Inductor of torch 2.13 makes of its attention in dynamic sizes "
+        "reads memory not written",
     ),
     "AnyFlowTransformer3DModel": Entry("anyflow"),
     "AuraFlowTransformer2DModel": Entry("auraflow"),

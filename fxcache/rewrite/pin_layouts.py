@@ -11,6 +11,7 @@ from torch._inductor.lowering import register_lowering
 from torch._inductor.utils import convert_shape_to_symint
 from torch._inductor.virtualized import V
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from fxcache.regions.dataflow import base_of, tensor_of
 from fxcache.rewrite.plan import Plan, facts_of
@@ -61,9 +62,14 @@ def settle(value: Any) -> Any:
     _decide(value)
     realized = ir.ExternKernel.realize_input(value)
     _decide(realized)  # a copy, where the view could not be expressed in strides
-    layout = realized.get_layout()
     node = V.graph.current_node
     traced = node.meta["val"]
+    layout = realized.get_layout()
+    if not free_symbols([*layout.stride, layout.offset]) <= free_symbols(traced):
+        # A part of a joined buffer, whose size whoever gets the value has not been told.
+        realized = ir.ExternKernel.copy_input(realized)
+        _decide(realized)
+        layout = realized.get_layout()
     node.meta["val"] = with_layout(traced, layout.stride, layout.offset)
     return ir.TensorBox(realized)
 

@@ -30,3 +30,9 @@ def test_class(name: str) -> None:
     quick = ENTRIES[name].builder in QUICK
     outcome = examine(ENTRIES[name], "eager", {"F2B1": SPLITS["F2B1"]} if quick else SPLITS)
     assert outcome.ok, faults({**asdict(outcome), "ok": False})
+
+
+@pytest.mark.slow
+def test_a_value_that_inductor_makes_a_part_of_a_buffer_of_unknown_size() -> None:
+    outcome = examine(ENTRIES["HunyuanVideoFramepackTransformer3DModel"], "inductor", {"F1B0": SPLITS["F1B0"]})
+    assert outcome.ok, outcome

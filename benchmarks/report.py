@@ -133,12 +133,18 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Short hash of the commit, with a mark when tracked files differ from it; None without git."""
+    """Short hash of the commit; with a mark when tracked files differ from it, but for those that benchmarks write."""
+    written = [f":(exclude){path}" for path in ("README.md", "benchmarks/results", "docs")]
     try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + "-dirty" * bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *written))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _cpu_name() -> str:

@@ -42,9 +42,7 @@ def backend(way: str) -> Callable[[GraphModule, Sequence[Any]], Callable[..., An
             shared = share(aten, facts["static_input_idxs"], options)
             if shared is None:
                 raise ValueError("no two blocks of this graph have one structure")
-            stacked = [] if way == "callee" else _with_loops(shared)
-            if way == "callee":
-                _with_callees(shared)
+            stacked = _with_callees(shared) if way == "callee" else _with_loops(shared)
             fakes = [node.meta["val"] for node in shared.graph.find_nodes(op="placeholder")]
             shared.recompile()
             return _stacking(lower(shared, fakes, options, facts, rewritten=True), stacked)
@@ -82,7 +80,8 @@ def _(callee: int, operands: list[Tensor]) -> list[Tensor]:
     return [torch.empty_strided(one.shape, one.stride(), dtype=one.dtype) for one in _callees[callee].results]
 
 
-def _with_callees(gm: GraphModule) -> None:
+def _with_callees(gm: GraphModule) -> list[list[int]]:
+    """Put an operator in the place of every call; it needs no inputs stacked."""
     for module, calls in _submodules(gm):
         fakes = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
         with patch.object(TracingContext.get(), "output_strides", None):  # those of the graph around it are wanted
@@ -97,6 +96,7 @@ def _with_callees(gm: GraphModule) -> None:
             node.replace_all_uses_with(made)
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
+    return []
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from fxcache.kernels import residual_diff_reference, residual_products_by_pairs
 from fxcache.regions.dataflow import tensor_of
@@ -52,10 +53,8 @@ def fuse_measures(gm: GraphModule, _: Plan) -> int:
 def _is_fixed_on_cpu(node: Node) -> bool:
     values = [tensor_of(operand) for operand in node.all_input_nodes]
     return all(
-        value is not None
-        and value.device.type == "cpu"
-        # a part of a tensor may have a known size behind a length that is not known
-        and all(isinstance(number, int) for number in (*value.shape, *value.stride(), value.storage_offset()))
+        # a part of a tensor may have a known size, but strides or a place that depend on a length that is not known
+        value is not None and value.device.type == "cpu" and not free_symbols(value)
         for value in values
     )
 

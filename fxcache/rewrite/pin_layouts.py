@@ -1,7 +1,8 @@
-"""Pass: what enters the conditional keeps the memory layout that Inductor chooses for it."""
+"""Passes: what enters the conditional, and what fxcache reads beside it, is decided by Inductor as without them."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch._inductor import inductor_prims, ir
 from torch._inductor.lowering import register_lowering
 from torch._inductor.utils import convert_shape_to_symint
 from torch._inductor.virtualized import V
+from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
@@ -49,6 +51,43 @@ def pin_layouts(gm: GraphModule, plan: Plan) -> int:
             settled[node].meta = facts_of(node)
     plan.compute.update_arg(3, tuple(settled.get(node, node) for node in operands))
     return len(settled)
+
+
+def pin_reads(gm: GraphModule, _: Plan) -> int:
+    """Let Inductor decide about every value that fxcache's operators read as if they did not; return their number.
+
+    Before::
+
+        h0 = where(late, add(p, q), p);  n = norm(h0);  ...;  fxcache::commit(first, h1, h0, ...)
+
+    after::
+
+        h0 = where(late, add(p, q), p);  n = norm(h0);  ...
+        h0_ = settle_layout(h0);  h1_ = settle_layout(h1);  fxcache::commit(first, h1_, h0_, ...)
+
+    Inductor stores a value that such an operator reads as soon as it is known, where it would have computed it
+    again inside of every loop that reads it. The norm would sum in another order then.
+    """
+    settled = 0
+    for node in filter(_is_ours, list(gm.graph.nodes)):
+        with gm.graph.inserting_before(node):
+            for operand in filter(_may_be_inlined, node.all_input_nodes):
+                pinned = gm.graph.call_function(settle_layout, (operand,))
+                pinned.meta = facts_of(operand)
+                node.replace_input_with(operand, pinned)
+                settled += 1
+    return settled
+
+
+def _is_ours(node: Node) -> bool:
+    return getattr(node.target, "namespace", None) == "fxcache"
+
+
+def _may_be_inlined(node: Node) -> bool:
+    """Whether a value is the model's own, and not all of its readers are ours."""
+    source = node.args[0] if node.target is operator.getitem else node
+    given = isinstance(source, Node) and (_is_ours(source) or isinstance(source.target, HigherOrderOperator))
+    return not given and _is_computed(node) and len(node.users) > 1
 
 
 def _is_computed(node: Node) -> bool:

@@ -31,7 +31,7 @@ from fxcache.rewrite.instruments import Pass, PassRecord, run_passes
 from fxcache.rewrite.keep_inlined import keep_inlined
 from fxcache.rewrite.keep_precision import keep_precision
 from fxcache.rewrite.outline_middle import outline_middle
-from fxcache.rewrite.pin_layouts import pin_layouts
+from fxcache.rewrite.pin_layouts import pin_layouts, pin_reads
 from fxcache.rewrite.plan import Plan, StateTensor
 from fxcache.rewrite.share_blocks import mark_blocks, share_blocks
 from fxcache.rewrite.sizes import check_sizes
@@ -113,6 +113,8 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
         passes = (*passes, share_blocks)
     if _calls_submodules(options):
         passes = (*passes, fuse_measures)
+    if options.inner_backend == "inductor":
+        passes = (*passes, pin_reads)
     records = run_passes(passes, mine, plan, folder)
     return Rewritten(mine, tuple(plan.state), (plan,), name, records)
 
@@ -181,6 +183,7 @@ def _rewrite_units(mine: GraphModule, units: list[Region], options: Options, fol
         _named("prune_units", over_units),
         _named("commit_observed", lambda gm, _: commit_observed(gm, plans, observed)),
         *((fuse_measures,) if _calls_submodules(options) else ()),
+        *((pin_reads,) if options.inner_backend == "inductor" else ()),
     )
     records = run_passes(steps, mine, plans[0], folder)
     return Rewritten(mine, tuple(state_of(plans)), tuple(plans), name, records)

@@ -36,3 +36,9 @@ def test_class(name: str) -> None:
 def test_a_value_that_inductor_makes_a_part_of_a_buffer_of_unknown_size() -> None:
     outcome = examine(ENTRIES["HunyuanVideoFramepackTransformer3DModel"], "inductor", {"F1B0": SPLITS["F1B0"]})
     assert outcome.ok, outcome
+
+
+@pytest.mark.slow
+def test_tokens_that_inductor_computes_again_in_the_loops_that_read_them() -> None:
+    outcome = examine(ENTRIES["WanAnimateTransformer3DModel"], "inductor", {"F1B0": SPLITS["F1B0"]})
+    assert outcome.ok, outcome

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fxcache.rewrite.pin_layouts import pin_layouts
+from fxcache.rewrite.pin_layouts import pin_layouts, pin_reads
 from tests.graphs import Sketch, aten, new_state, printed, text
 from tests.rewrite.sketches import SKETCHES, before, dynamic, plain
 
@@ -91,6 +91,54 @@ def test_numbers_stay(build: Callable[[], Sketch]) -> None:
     expected = sketch.gm(*values)
     gm, plan = before(sketch, "pin_layouts", inner_backend="inductor")
     pin_layouts(gm, plan)
+    gm.recompile()
+    for got, wanted in zip(gm(*values, *new_state(plan)), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_every_computed_value_that_our_operators_read() -> None:
+    sketch = Sketch()
+    p, w = sketch.input("p", 6, 4), sketch.weight("w", 4, 4)
+    h = sketch.op(aten.neg.default, p)
+    sketch.finish(sketch.blocks(h, w, w, stack="blocks", count=3))
+    gm, plan = before(sketch, "the end", inner_backend="inductor")
+    assert text("""
+        select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
+        residual_diff: f32[2] = fxcache::residual_diff(add, neg, select_int, 1, 0.0)
+    """) in printed(gm)
+    assert pin_reads(gm, plan) == 5
+    graph = printed(gm)
+    assert (
+        text("""
+        select_int: f32[6, 4] = select(fxcache_reference, 0, 0)
+        fxcache_settle_1: f32[6, 4] = fxcache_settle(add)
+        fxcache_settle_2: f32[6, 4] = fxcache_settle(neg)
+        residual_diff: f32[2] = fxcache::residual_diff(fxcache_settle_1, fxcache_settle_2, select_int, 1, 0.0)
+    """)
+        in graph
+    )
+    assert (
+        text("""
+        getitem: f32[6, 4] = getitem(cond, 0)
+        fxcache_settle_3: f32[6, 4] = fxcache_settle(add)
+        fxcache_settle_4: f32[6, 4] = fxcache_settle(neg)
+        commit_1: NoneType = \
+            fxcache::commit(getitem_3, fxcache_settle_3, fxcache_settle_4, fxcache_reference, fxcache_health, 0, 1)
+        fxcache_settle_5: f32[6, 4] = fxcache_settle(add)
+        commit: NoneType = fxcache::commit(getitem_3, getitem, fxcache_settle_5, fxcache_cache_0, fxcache_health, 1, 1)
+        return (getitem)
+    """)
+        in graph
+    )
+
+
+@pytest.mark.parametrize("build", SKETCHES)
+def test_numbers_stay_where_reads_are_pinned(build: Callable[[], Sketch]) -> None:
+    sketch = build()
+    values = sketch.values()
+    expected = sketch.gm(*values)
+    gm, plan = before(sketch, "the end", inner_backend="inductor")
+    pin_reads(gm, plan)
     gm.recompile()
     for got, wanted in zip(gm(*values, *new_state(plan)), expected, strict=True):
         assert torch.equal(got, wanted)

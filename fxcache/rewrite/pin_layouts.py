@@ -66,7 +66,7 @@ def pin_reads(gm: GraphModule, _: Plan) -> int:
         h0_ = settle_layout(h0);  h1_ = settle_layout(h1);  fxcache::commit(first, h1_, h0_, ...)
 
     Inductor stores a value that such an operator reads as soon as it is known, where it would have computed it
-    again inside of every loop that reads it. The norm would sum in another order then.
+    again inside of every loop that reads it. The model's loops would follow another layout, and sum in another order.
     """
     settled = 0
     for node in filter(_is_ours, list(gm.graph.nodes)):
@@ -84,7 +84,7 @@ def _is_ours(node: Node) -> bool:
 
 
 def _may_be_inlined(node: Node) -> bool:
-    """Whether a value is the model's own, and not all of its readers are ours."""
+    """Whether a value is the model's own and read more than once; what is read once, Inductor stores for its reader."""
     source = node.args[0] if node.target is operator.getitem else node
     given = isinstance(source, Node) and (_is_ours(source) or isinstance(source.target, HigherOrderOperator))
     return not given and _is_computed(node) and len(node.users) > 1

@@ -47,8 +47,7 @@ def pin_layouts(gm: GraphModule, plan: Plan) -> int:
     settled: dict[Node, Node] = {}
     with gm.graph.inserting_before(plan.compute):
         for node in filter(_is_computed, operands):
-            settled[node] = gm.graph.call_function(settle_layout, (node,))
-            settled[node].meta = facts_of(node)
+            settled[node] = _settled(node)
     plan.compute.update_arg(3, tuple(settled.get(node, node) for node in operands))
     return len(settled)
 
@@ -72,10 +71,14 @@ def pin_reads(gm: GraphModule, _: Plan) -> int:
     for node in filter(_is_ours, list(gm.graph.nodes)):
         with gm.graph.inserting_before(node):
             for operand in filter(_may_be_inlined, node.all_input_nodes):
-                pinned = gm.graph.call_function(settle_layout, (operand,))
-                pinned.meta = facts_of(operand)
-                node.replace_input_with(operand, pinned)
+                node.replace_input_with(operand, _settled(operand))
                 settled += 1
+    return settled
+
+
+def _settled(node: Node) -> Node:
+    settled = node.graph.call_function(settle_layout, (node,))
+    settled.meta = facts_of(node)
     return settled
 
 

@@ -111,11 +111,7 @@ def rewrite(gm: GraphModule, static: Collection[int], options: Options) -> Rewri
     if _shares(options):
         mark_blocks(region.trunk, parameters)
         passes = (*passes, share_blocks)
-    if _calls_submodules(options):
-        passes = (*passes, fuse_measures)
-    if options.inner_backend == "inductor":
-        passes = (*passes, pin_reads)
-    records = run_passes(passes, mine, plan, folder)
+    records = run_passes((*passes, *_last(options)), mine, plan, folder)
     return Rewritten(mine, tuple(plan.state), (plan,), name, records)
 
 
@@ -152,6 +148,13 @@ def _calls_submodules(options: Options) -> bool:
     return options.inner_backend == "inductor" and not torch._inductor.config.cpp_wrapper
 
 
+def _last(options: Options) -> tuple[Pass, ...]:
+    """The passes over what all others have added to the graph."""
+    if options.inner_backend != "inductor":
+        return ()
+    return (fuse_measures, pin_reads) if _calls_submodules(options) else (pin_reads,)
+
+
 def _parameters(gm: GraphModule, static: Collection[int]) -> set[Node]:
     placeholders = gm.graph.find_nodes(op="placeholder")
     return {placeholders[i] for i in static}
@@ -182,8 +185,7 @@ def _rewrite_units(mine: GraphModule, units: list[Region], options: Options, fol
         _named("thread_units", lambda gm, _: thread_units(gm, plans)),
         _named("prune_units", over_units),
         _named("commit_observed", lambda gm, _: commit_observed(gm, plans, observed)),
-        *((fuse_measures,) if _calls_submodules(options) else ()),
-        *((pin_reads,) if options.inner_backend == "inductor" else ()),
+        *_last(options),
     )
     records = run_passes(steps, mine, plans[0], folder)
     return Rewritten(mine, tuple(state_of(plans)), tuple(plans), name, records)

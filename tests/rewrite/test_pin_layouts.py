@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fxcache.rewrite.instruments import Pass
 from fxcache.rewrite.pin_layouts import pin_layouts, pin_reads
 from tests.graphs import Sketch, aten, new_state, printed, text
 from tests.rewrite.sketches import SKETCHES, before, dynamic, plain
@@ -84,13 +85,14 @@ def test_inputs_of_the_graph_and_other_inner_compilers_need_nothing() -> None:
     assert printed(gm) == old
 
 
+@pytest.mark.parametrize(("stop", "last"), [("pin_layouts", pin_layouts), ("the end", pin_reads)])
 @pytest.mark.parametrize("build", SKETCHES)
-def test_numbers_stay(build: Callable[[], Sketch]) -> None:
+def test_numbers_stay(build: Callable[[], Sketch], stop: str, last: Pass) -> None:
     sketch = build()
     values = sketch.values()
     expected = sketch.gm(*values)
-    gm, plan = before(sketch, "pin_layouts", inner_backend="inductor")
-    pin_layouts(gm, plan)
+    gm, plan = before(sketch, stop, inner_backend="inductor")
+    last(gm, plan)
     gm.recompile()
     for got, wanted in zip(gm(*values, *new_state(plan)), expected, strict=True):
         assert torch.equal(got, wanted)
@@ -125,15 +127,3 @@ def test_every_computed_value_that_our_operators_read() -> None:
         return (getitem)
     """)
     assert measured in graph and stored in graph
-
-
-@pytest.mark.parametrize("build", SKETCHES)
-def test_numbers_stay_where_reads_are_pinned(build: Callable[[], Sketch]) -> None:
-    sketch = build()
-    values = sketch.values()
-    expected = sketch.gm(*values)
-    gm, plan = before(sketch, "the end", inner_backend="inductor")
-    pin_reads(gm, plan)
-    gm.recompile()
-    for got, wanted in zip(gm(*values, *new_state(plan)), expected, strict=True):
-        assert torch.equal(got, wanted)

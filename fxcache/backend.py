@@ -14,6 +14,7 @@ import torch
 import torch._inductor.config
 from torch.fx import GraphModule
 
+from fxcache import trace_once
 from fxcache.breaks import BrokenModel, broken_model, cut_by_hand
 from fxcache.calibrators import CALIBRATORS
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
@@ -167,3 +168,6 @@ def _say(options: Options, refusal: Refusal) -> None:
         raise RefusalError(refusal)
     if new:
         warnings.warn(RefusalWarning(f"fxcache leaves a graph unmodified: {refusal}"), stacklevel=2)
+
+
+trace_once.install(fxcache)

@@ -27,7 +27,7 @@ COMPILE_ARGUMENTS = (
 )
 """Arguments of `torch.compile` that are handed on, as far as this torch has them; the last is one of its options."""
 _MARK = "_fxcache_enabled"
-_READ_WHEN_COMPILING = ("dump_dir", "on_refusal")
+_READ_WHEN_COMPILING = ("dump_dir", "on_refusal", "trace_once")
 """Options that shape no graph, but that a compiled one no longer asks for."""
 
 

@@ -57,6 +57,7 @@ CHECKS: dict[str, checks.Check] = {
     "inner_backend": checks.choice("inductor", "aot_eager", "eager"),
     "inner_options": checks.plain_mapping,
     "share_blocks": checks.optional_switch,
+    "trace_once": checks.switch,
     "on_refusal": checks.choice("warn", "raise"),
     "dump_dir": checks.path,
     "max_contexts": checks.integer(1),
@@ -69,6 +70,6 @@ HOST_ONLY = frozenset(
     "force_refresh_step_policy last_steps magnitude_ratios max_accumulated_residual_diff_threshold max_cached_steps "
     "max_contexts max_continuous_cached_steps max_dynamic_prune_threshold max_state_bytes max_warmup_steps "
     "num_inference_steps on_refusal rescale_coefficients residual_diff_threshold retention_ratio "
-    "steps_computation_mask warmup_interval".split()
+    "steps_computation_mask trace_once warmup_interval".split()
 )
 """Options that only the code around the graph reads: the graph takes a threshold as an input."""

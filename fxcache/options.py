@@ -217,6 +217,9 @@ class Options:
     """With ``inner_backend`` "inductor": compile blocks of one structure once. None: in graphs that are cached, so that
     others are left to plain Inductor as they are."""
 
+    trace_once: bool = True
+    """Whether blocks that Dynamo cannot tell apart are traced once: the graph is the same, and compiling takes less."""
+
     on_refusal: Literal["warn", "raise"] = "warn"
     """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""
 

@@ -1,0 +1,243 @@
+"""Where Dynamo asks whether the call of a module is one that it has traced already.
+
+`UnspecializedNNModuleVariable.call_function` is what Dynamo runs for the call of a module. Ours stands before it and
+only does something in graphs that are compiled by this backend, for members of module lists.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo.config
+from torch import nn
+from torch._dynamo.eval_frame import innermost_backend
+from torch._dynamo.guards import install_guard
+from torch._dynamo.side_effects import SideEffects
+from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting, VariableTracker
+from torch._dynamo.variables.nn_module import UnspecializedNNModuleVariable
+from torch._guards import Guard, Source
+
+from fxcache.trace_once import segment as segments
+from fxcache.trace_once.compare import Leaf, Move, Unlike, begins_at, check_guard, leaves, match_leaves, match_modules
+from fxcache.trace_once.segment import Segment
+
+_log = logging.getLogger(__name__)
+_MEMBERS = 3
+"""Members of one class that make a module list worth looking at."""
+_MISSES = 4
+"""Traces of one class that no call could use, after which it is traced as always."""
+_KEPT = 4
+"""Calls of one class that later ones are compared with."""
+_DEVICES = ("cpu", "cuda", "xpu", "mps")
+_NOTES = "_fxcache_trace_once"
+
+_backends: set[Callable[..., Any]] = set()
+_traced: Callable[..., VariableTracker] = UnspecializedNNModuleVariable.call_function
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """One call that Dynamo has traced."""
+
+    module: nn.Module
+    source: Source
+    leaves: tuple[Leaf, ...]
+    segment: Segment
+    guards: tuple[Guard, ...]
+    elsewhere: frozenset[int]
+    state: tuple[Any, ...]
+
+
+class _Notes:
+    """What is known during the trace of one graph."""
+
+    def __init__(self, tx: Any) -> None:
+        self.members = _members(tx)
+        self.traced: dict[type, list[_Traced]] = {}
+        self.misses: Counter[type] = Counter()
+        self.changes = 0
+        """How often the trace has changed what it has not made itself, or an argument of a block."""
+        self.reused = 0
+
+
+def install(backend: Callable[..., Any]) -> None:
+    """Stand before what Dynamo does for the call of a module, in graphs for this backend; again is nothing new."""
+    _backends.add(backend)
+    if UnspecializedNNModuleVariable.call_function is _traced:
+        UnspecializedNNModuleVariable.call_function = _call  # type: ignore[method-assign]
+        SideEffects.mutation = _noting(SideEffects.mutation)  # type: ignore[method-assign]
+        SideEffects.store_attr = _noting(SideEffects.store_attr)  # type: ignore[method-assign]
+
+
+def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def changed(self: SideEffects, item: VariableTracker, *args: Any, **kwargs: Any) -> Any:
+        output = self.output_graph_weakref()
+        notes = getattr(output, _NOTES, None)
+        if notes is not None and isinstance(item.mutation_type, (ValueMutationExisting, AttributeMutationExisting)):
+            notes.changes += 1
+        return original(self, item, *args, **kwargs)
+
+    return changed
+
+
+def _call(self: Any, tx: Any, args: list[VariableTracker], kwargs: dict[str, VariableTracker]) -> VariableTracker:
+    notes = _notes_of(self, tx)
+    if notes is None:
+        return _traced(self, tx, args, kwargs)
+    kind = type(self.value)
+    try:
+        flat = leaves(args, kwargs)
+    except Unlike as reason:
+        _log.debug("%s is traced: %s", self.source.name, reason)
+        return _traced(self, tx, args, kwargs)
+    for known in notes.traced.get(kind, ()):
+        try:
+            result = _reuse(tx, known, self, flat, notes)
+        except Exception as reason:
+            say = _log.debug if isinstance(reason, Unlike) else _log.warning
+            say("%s is not like %s: %r", self.source.name, known.source.name, reason)
+            continue
+        notes.reused += 1
+        notes.misses[kind] = 0
+        return result
+    notes.misses[kind] += 1
+    before, changes, state = segments.mark(tx), notes.changes, _state(tx)
+    result = _traced(self, tx, args, kwargs)
+    try:
+        flat, unread = leaves(args, kwargs), flat
+        if notes.changes != changes or not set(_read(unread)) <= set(_read(flat)):
+            raise Unlike("it changes something that exists outside of it")
+        _check(tx, self)
+        cut = segments.cut(tx, before, self.source, flat, result)
+        own, elsewhere = _guards(tx, self.source, flat), _elsewhere(tx, self.value, self.source)
+    except Exception as reason:
+        say = _log.debug if isinstance(reason, Unlike) else _log.warning
+        say("%s is traced again in other blocks: %r", self.source.name, reason)
+        return result
+    found = _Traced(self.value, self.source, tuple(flat), cut, own, elsewhere, (*state, changes))
+    notes.traced[kind] = [found, *notes.traced.get(kind, ())][:_KEPT]
+    return result
+
+
+def _read(flat: Iterable[Leaf]) -> list[tuple[Any, ...]]:
+    return [(leaf.place, leaf.kind, leaf.node) for leaf in flat if not leaf.is_unread]
+
+
+def _notes_of(variable: Any, tx: Any) -> _Notes | None:
+    """Return the notes of the graph being traced if the module is one that may be copied."""
+    output = tx.output
+    if type(variable) is not UnspecializedNNModuleVariable or variable.source is None or torch.is_grad_enabled():
+        return None
+    notes: _Notes | None = getattr(output, _NOTES, None)
+    if notes is None:
+        if not _is_ours(output):
+            return None
+        notes = _Notes(tx)
+        setattr(output, _NOTES, notes)
+    if id(variable.value) not in notes.members or output.current_tracer.parent is not None:
+        return None
+    return notes if notes.misses[type(variable.value)] < _MISSES else None
+
+
+def _is_ours(output: Any) -> bool:
+    config = torch._dynamo.config
+    if output.export or config.use_graph_deduplication or config.track_nodes_for_deduplication:
+        return False
+    wrapper = innermost_backend(output.compiler_fn)
+    if getattr(wrapper, "compiler_fn", wrapper) not in _backends:
+        return False
+    options = getattr(wrapper, "kwargs", {}).get("options") or {}
+    return bool(options.get("trace_once", True))
+
+
+def _members(tx: Any) -> frozenset[int]:
+    """Return the modules that stand in a list with others of their class, by `id`."""
+    found: set[int] = set()
+    for root in tx.output.root_tx.f_locals.values():
+        for module in root.modules() if isinstance(root, nn.Module) else ():
+            if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+                kinds = Counter(type(child) for child in module.children())
+                found.update(id(child) for child in module.children() if kinds[type(child)] >= _MEMBERS)
+    return frozenset(found)
+
+
+def _state(tx: Any) -> tuple[Any, ...]:
+    """Return what else a trace depends on that code can change between two blocks."""
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_cache_enabled(),
+        tuple(
+            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in _DEVICES
+            if torch.amp.is_autocast_available(device)
+        ),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_default_dtype(),
+        tuple(map(id, tx.symbolic_torch_function_state.mode_stack)),
+    )
+
+
+def _reuse(tx: Any, known: _Traced, variable: Any, flat: list[Leaf], notes: _Notes) -> VariableTracker:
+    if (*_state(tx), notes.changes) != known.state:
+        raise Unlike("the state of the trace")
+    flat = match_leaves(known.leaves, flat)
+    _check(tx, variable)
+    twins = match_modules(known.module, variable.value, known.elsewhere)
+    move, read = Move(known.source, variable.source), _reader(tx)
+    try:
+        moved = [move(guard.originating_source) for guard in known.guards]
+        kept = [check_guard(guard, place, read) for guard, place in zip(known.guards, moved, strict=True)]
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise Unlike(f"a guard that cannot be asked: {error}") from error
+    if variable.source != known.source:
+        install_guard(
+            *(
+                place.make_guard(guard.create_fn)
+                for guard, place, keep in zip(known.guards, moved, kept, strict=True)
+                if keep
+            )
+        )
+    return segments.paste(tx, known.segment, variable.source, flat, twins, move, read)
+
+
+def _check(tx: Any, variable: Any) -> None:
+    """Raise Unlike for a module that is in two places, and for one that the code being traced has changed."""
+    # where the modules around a node are said to be: of two places the one that was read last
+    if variable.get_nn_module_stack_source() != variable.source:
+        raise Unlike("a module in two places")
+    if any(begins_at(source, variable.source) for source in tx.output.side_effects.mutated_sources):
+        raise Unlike("it has been changed")
+
+
+def _reader(tx: Any) -> Callable[[Source], Any]:
+    spaces = {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
+    scratch: dict[str, Any] = {}
+    known: dict[Source, Any] = {}
+    return lambda source: source.get_value(spaces, scratch, known)
+
+
+def _guards(tx: Any, start: Source, flat: list[Leaf]) -> tuple[Guard, ...]:
+    """Return the guards on what is read of a block; raises Unlike for some on what lies behind its arguments."""
+    own = []
+    sources = [source for leaf in flat if (source := leaf.variable.source) is not None and leaf.node is not None]
+    for guard in tx.output.guards:
+        place = guard.originating_source
+        if begins_at(place, start):
+            own.append(guard)
+        elif any(place != source and begins_at(place, source) for source in sources):
+            raise Unlike(f"a guard on {place.name}")
+    own.sort()
+    return tuple(own)
+
+
+def _elsewhere(tx: Any, module: nn.Module, start: Source) -> frozenset[int]:
+    """Return what Dynamo knows by another place than in the block, by `id`."""
+    known = tx.output.side_effects.id_to_variable
+    return frozenset(
+        part for part, variable in known.items() if variable.source is None or not begins_at(variable.source, start)
+    )

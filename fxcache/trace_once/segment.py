@@ -1,0 +1,235 @@
+"""What the trace of one block has left in Dynamo's graph, and copies of it for other blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
+from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
+from torch._dynamo.variables.constant import ConstantVariable
+from torch._dynamo.variables.lists import ListVariable, TupleVariable
+from torch._dynamo.variables.tensor import TensorVariable
+from torch._guards import Source
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from fxcache.trace_once.compare import Leaf, Unlike, begins_at, tensor_facts
+
+_FEW = 8
+"""Nodes that are traced as fast as they are copied."""
+_CONTAINER = re.compile(r"\._(?:modules|parameters|buffers)\[(['\"])([^'\"\]]+)\1\]")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Nodes that a call has added to the graph, and where what they read comes from."""
+
+    nodes: tuple[fx.Node, ...]
+    arguments: Mapping[fx.Node, int]
+    """Which leaf of the arguments a node outside is."""
+    sources: Mapping[fx.Node, Source]
+    """Where in the block an input of the graph was read."""
+    result: VariableTracker
+    outer: int
+    """How many modules were being called around the block."""
+    path: str
+    calls: Mapping[str, tuple[int, int]]
+    """How often the modules under a path had been called before, and have been in the block."""
+
+
+def path_of(source: Source) -> str:
+    """Return the path of a module as Dynamo notes it at the nodes."""
+    return _CONTAINER.sub(r".\2", str(source.name))
+
+
+def mark(tx: Any) -> tuple[fx.Node, dict[str, int]]:
+    """Note where the graph ends, before a call is traced."""
+    return next(iter(reversed(tx.output.graph.nodes)), tx.output.graph._root), dict(tx.num_calls)
+
+
+def cut(
+    tx: Any, before: tuple[fx.Node, dict[str, int]], start: Source, leaves: Sequence[Leaf], result: VariableTracker
+) -> Segment:
+    """Return what has been added to the graph since `mark`; raises Unlike if it cannot be copied."""
+    last, calls = before
+    nodes: list[fx.Node] = []
+    node = last.next
+    while node.op != "root":
+        if node.op != "placeholder":
+            nodes.append(node)
+        node = node.next
+    if len(nodes) < _FEW:
+        raise Unlike(f"{len(nodes)} nodes only")
+    arguments: dict[fx.Node, int] = {}
+    for number, leaf in enumerate(leaf for leaf in leaves if not leaf.is_unread):
+        if leaf.node is not None:
+            arguments.setdefault(leaf.node, number)
+    inside, sources = set(nodes), dict[fx.Node, Source]()
+    for node in nodes:
+        if node.op not in ("call_function", "call_method"):
+            raise Unlike(f"{node.op} {node}")
+        value = node.meta.get("example_value")
+        if "unbacked_bindings" in node.meta or free_unbacked_symbols(value):
+            raise Unlike(f"{node}: a size that depends on data")
+        for read in node.all_input_nodes:
+            if read in inside or read in arguments or read in sources:
+                continue
+            source = _source(read)
+            if source is not None and begins_at(source, start):
+                if read.meta["grapharg"].pass_arg_as_tensor:
+                    # guards on it stand in no list: they are conditions on its symbol
+                    raise Unlike(f"{read} is a number that may change")
+                sources[read] = source
+            elif isinstance(read.meta.get("example_value"), torch.Tensor):
+                raise Unlike(f"{node} reads {read}, which is neither handed over nor of the block")
+    # inputs are made in the order in which the code reads them
+    sources = {node: sources[node] for node in tx.output.graph.find_nodes(op="placeholder") if node in sources}
+    _rebuild(result, lambda output: _check_output(output, inside, arguments))
+    delta = {path: (calls.get(path, 0), count) for path, count in tx.num_calls.items() if count != calls.get(path, 0)}
+    return Segment(tuple(nodes), arguments, sources, result, len(tx.nn_module_stack), path_of(start), delta)
+
+
+def _source(node: fx.Node) -> Source | None:
+    argument = node.meta.get("grapharg")
+    return None if node.op != "placeholder" or argument is None else argument.source
+
+
+def _check_output(output: TensorVariable, inside: set[fx.Node], arguments: Mapping[fx.Node, int]) -> TensorVariable:
+    node = output.as_proxy().node
+    if node in arguments:
+        return output
+    if node not in inside:
+        raise Unlike(f"returns {node}, which it has not computed")
+    value = node.meta["example_value"]
+    if type(output) is not TensorVariable or type(value) is not torch._subclasses.FakeTensor:
+        raise Unlike(f"returns a {type(output).__name__}")
+    tensor_facts(value)
+    return output
+
+
+def _rebuild(variable: VariableTracker, change: Callable[[TensorVariable], VariableTracker]) -> VariableTracker:
+    """Return a result with its tensors changed; raises Unlike for one of another kind."""
+    if isinstance(variable, TensorVariable):
+        return change(variable)
+    if isinstance(variable, ConstantVariable):
+        return variable
+    for kind in (TupleVariable, ListVariable):
+        if type(variable) is kind:
+            return kind([_rebuild(item, change) for item in variable.items], mutation_type=ValueMutationNew())
+    raise Unlike(f"returns a {type(variable).__name__}")
+
+
+def paste(
+    tx: Any,
+    segment: Segment,
+    start: Source,
+    leaves: Sequence[Leaf],
+    twins: Mapping[int, int],
+    move: Callable[[Source], Source],
+    read: Callable[[Source], Any],
+) -> VariableTracker:
+    """Add a copy of the nodes to the graph, for the block at `start`, and return what its call gives."""
+    copies: list[fx.Node] = []
+    try:
+        return _paste(tx, segment, start, leaves, twins, move, read, copies)
+    except Exception as error:
+        for copy in reversed(copies):
+            tx.output.graph.erase_node(copy)
+        raise Unlike(f"copying failed: {error!r}") from error
+
+
+def _paste(
+    tx: Any,
+    segment: Segment,
+    start: Source,
+    leaves: Sequence[Leaf],
+    twins: Mapping[int, int],
+    move: Callable[[Source], Source],
+    read: Callable[[Source], Any],
+    copies: list[fx.Node],
+) -> VariableTracker:
+    output, tracer = tx.output, tx.output.current_tracer
+    there: dict[fx.Node, fx.Node] = {}
+    for node, number in segment.arguments.items():
+        there[node] = leaves[number].node  # type: ignore[assignment]
+    stacks = _Stacks(tx, segment, path_of(start), twins)
+    for node, source in segment.sources.items():
+        moved, inputs = move(source), len(tracer.input_name_to_proxy)
+        variable = VariableBuilder(tx, moved)(read(moved))
+        if not isinstance(variable, TensorVariable):
+            raise Unlike(f"{moved.name} is a {type(variable).__name__}")
+        found = there[node] = variable.as_proxy().node
+        if len(tracer.input_name_to_proxy) > inputs:
+            found.meta["nn_module_stack"] = stacks.of(node)
+            found.stack_trace = node.stack_trace
+    for node in segment.nodes:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda given: there.get(given, given))
+        copy = there[node] = tracer.create_node(node.op, node.target, args, kwargs)
+        copies.append(copy)
+        stamp = copy.meta["creation_timestamp"]
+        copy.meta = {**node.meta, "nn_module_stack": stacks.of(node), "creation_timestamp": stamp}
+        called = node.meta.get("source_fn_stack")
+        if called:
+            copy.meta["source_fn_stack"] = [*called[:-1], (copy.name, called[-1][1])]
+
+    given = {leaf.node: leaf.variable for leaf in leaves if leaf.node is not None}
+    made: dict[fx.Node, VariableTracker] = {}
+
+    def other(variable: TensorVariable) -> VariableTracker:
+        node = variable.as_proxy().node
+        if node in segment.arguments:
+            return given[there[node]]
+        if node not in made:
+            del there[node].meta["example_value"]
+            example = _like(output.fake_mode, node.meta["example_value"])
+            made[node] = wrap_fx_proxy(tx=tx, proxy=tracer.proxy(there[node]), example_value=example)
+        return made[node]
+
+    result = _rebuild(segment.result, other)
+    stacks.count()
+    return result
+
+
+def _like(mode: Any, value: torch.Tensor) -> torch.Tensor:
+    offset = value.storage_offset()
+    with mode:
+        if isinstance(offset, int) and offset == 0:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        extent = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+        storage = torch.empty(offset + extent + 1, dtype=value.dtype, device=value.device)
+        return storage.as_strided(value.shape, value.stride(), offset)
+
+
+class _Stacks:
+    """What Dynamo notes at every node about the modules being called, for a block in the place of another."""
+
+    def __init__(self, tx: Any, segment: Segment, path: str, twins: Mapping[int, int]) -> None:
+        self._tx, self._segment, self._path, self._twins = tx, segment, path, twins
+        self._outer = dict(tx.nn_module_stack)
+        self._before = dict(tx.num_calls)
+
+    def of(self, node: fx.Node) -> dict[str, Any]:
+        """Return the modules around a copied node."""
+        found = dict(self._outer)
+        for key, (path, kind) in list((node.meta.get("nn_module_stack") or {}).items())[self._segment.outer :]:
+            whose, _, which = key.partition("@")
+            moved = self._moved(path)
+            call = int(which or 0) - self._segment.calls.get(path, (0, 0))[0] + self._before.get(moved, 0)
+            module = self._twins.get(int(whose), int(whose))
+            found[f"{module}@{call}" if call else str(module)] = (moved, kind)
+        return found
+
+    def count(self) -> None:
+        """Count the calls as tracing would have."""
+        for path, (before, after) in self._segment.calls.items():
+            moved = self._moved(path)
+            self._tx.num_calls[moved] = self._before.get(moved, 0) + after - before
+
+    def _moved(self, path: str) -> str:
+        old = self._segment.path
+        inside = path == old or (path.startswith(old) and path[len(old)] in ".[")
+        return self._path + path[len(old) :] if inside else path

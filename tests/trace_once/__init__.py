@@ -1,0 +1,1 @@
+"""Tests of tracing the blocks of one structure once."""

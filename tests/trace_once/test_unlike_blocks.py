@@ -1,0 +1,454 @@
+"""Blocks that look alike and are not, and blocks that change after they were compiled: outputs are those of eager."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.trace_once.same import Seen, assert_same, trace, watched
+
+WIDTH, LAYERS = 8, 6
+
+
+class Config:
+    """An object that blocks may share."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+
+CONFIG = Config(scale=0.5)
+
+
+class Block(nn.Module):
+    """Enough operators to be worth copying; `act` and `scale` are what the tests change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+        self.act: Callable[[Tensor], Tensor] = F.gelu
+        self.scale = 1.0
+        self.config: Any = None
+        self.table: Tensor | None = None
+
+    def forward(self, h: Tensor, more: Any = None) -> Tensor:
+        """One residual branch."""
+        x = self.down(self.act(self.up(self.norm(h)))) * self.scale
+        if self.config is not None:
+            x = x * self.config.scale
+        if self.table is not None:
+            x = x + self.table
+        if isinstance(more, Tensor):
+            x = x + (more if more is h else 2 * more)
+        elif more is not None:
+            x = x + more
+        return h + x.sin().cos().tanh()
+
+
+class Model(nn.Module):
+    """A stack of blocks."""
+
+    def __init__(self, block: Callable[[], nn.Module] = Block) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(block() for _ in range(LAYERS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all of them."""
+        h = self.first(x)
+        for number, block in enumerate(self.blocks):
+            h = self.run(number, block, h)
+        return h
+
+    def run(self, number: int, block: nn.Module, h: Tensor) -> Any:
+        """Run one."""
+        return block(h)
+
+
+def x() -> Tensor:
+    return torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def compare(model: nn.Module) -> int:
+    """Outputs and graphs with blocks traced once and all of them; how many were copied."""
+    calls: list[Any] = [((x(),), {})]
+    with torch.no_grad():
+        wanted = model(x())
+    once, (output,) = trace(model, calls, once=True, fullgraph=True)
+    whole, _ = trace(model, calls, once=False, fullgraph=True)
+    assert torch.equal(output, wanted)
+    assert_same(once, whole)
+    return sum(once.reused)
+
+
+def test_blocks_that_are_alike_are_copied() -> None:
+    assert compare(Model()) == LAYERS - 1
+
+
+# what is done to the third block or to all, and how many copies that leaves
+def scaled(model: Model) -> None:
+    model.blocks[2].scale = 3.0
+
+
+def all_scaled(model: Model) -> None:
+    for number, block in enumerate(model.blocks):
+        block.scale = 1.0 + number
+
+
+def other_function(model: Model) -> None:
+    model.blocks[2].act = F.silu
+
+
+def partials(model: Model) -> None:
+    for number, block in enumerate(model.blocks):
+        block.act = functools.partial(F.leaky_relu, negative_slope=0.1 * number)
+
+
+def closures(model: Model) -> None:
+    for number, block in enumerate(model.blocks):
+        block.act = lambda value, number=number: value * (number + 1)
+
+
+def tied_weights(model: Model) -> None:
+    model.blocks[0].up.weight = model.blocks[1].up.weight
+    model.blocks[3].up.weight = model.blocks[4].up.weight
+
+
+def tied_to_the_outside(model: Model) -> None:
+    model.blocks[0].norm.weight = model.first.bias
+    model.blocks[4].norm.weight = model.first.bias
+
+
+def tied_inside(model: Model) -> None:
+    model.blocks[2].norm.bias = model.blocks[2].down.bias
+
+
+def global_object(model: Model) -> None:
+    for number, block in enumerate(model.blocks):
+        block.config = CONFIG if number % 2 else Config(scale=2.0 + number)
+
+
+def one_object(model: Model) -> None:
+    for block in model.blocks:
+        block.config = CONFIG
+
+
+def tables(model: Model) -> None:
+    for number, block in enumerate(model.blocks):
+        block.table = torch.full((WIDTH,), float(number))
+
+
+def some_tables(model: Model) -> None:
+    model.blocks[3].table = torch.ones(WIDTH)
+
+
+def hooked(model: Model) -> None:
+    model.blocks[2].register_forward_hook(lambda module, args, output: output * 2)
+
+
+def patched(model: Model) -> None:
+    block = model.blocks[2]
+    block.forward = lambda h, more=None: h * 2
+
+
+def other_class(model: Model) -> None:
+    model.blocks[2].act = nn.Sequential(nn.SiLU(), nn.Dropout(0.0))
+
+
+def one_block(model: Model) -> None:
+    model.blocks = nn.ModuleList([model.blocks[0]] * LAYERS)
+
+
+def frozen(model: Model) -> None:
+    model.blocks[2].requires_grad_(False)
+
+
+CHANGES: list[tuple[Callable[[Model], None], int]] = [
+    (scaled, 4), (all_scaled, 0), (other_function, 4), (partials, 0), (closures, 0), (tied_weights, 5),
+    (tied_to_the_outside, 4), (tied_inside, 4), (global_object, 2), (one_object, 5), (tables, 5), (some_tables, 4),
+    (hooked, 4), (patched, 4), (other_class, 4), (one_block, 0), (frozen, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change, most", CHANGES, ids=[change.__name__ for change, _ in CHANGES])
+def test_blocks_that_differ(change: Callable[[Model], None], most: int) -> None:
+    model = Model()
+    change(model)
+    assert compare(model) == most
+
+
+class Numbered(Model):
+    """Every block is told its number."""
+
+    def run(self, number: int, block: nn.Module, h: Tensor) -> Tensor:
+        return block(h, number)
+
+
+class Aliased(Model):
+    """Some blocks get one tensor twice."""
+
+    def run(self, number: int, block: nn.Module, h: Tensor) -> Tensor:
+        return block(h, h if number % 2 else h + 1)
+
+
+class Counting(Model):
+    """The model changes what its blocks read."""
+
+    def run(self, number: int, block: nn.Module, h: Tensor) -> Tensor:
+        block.scale = 1.0 + number
+        return block(h)
+
+
+class Preparing(Model):
+    """One block is changed before the first one runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.blocks[2].scale = 5.0
+        return super().forward(x)
+
+
+class Turning(Model):
+    """The model changes an object that its blocks share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = Config(scale=1.0)
+        for block in self.blocks:
+            block.config = self.shared
+
+    def run(self, number: int, block: nn.Module, h: Tensor) -> Tensor:
+        self.shared.scale = 1.0 + number
+        return block(h)
+
+
+class Global(Model):
+    """One of the blocks has an object that Dynamo first meets elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number, block in enumerate(self.blocks):
+            block.config = Config(scale=2.0 + number) if number else CONFIG
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * CONFIG.scale)
+
+
+class Cast(Model):
+    """Half of the blocks under autocast."""
+
+    def run(self, number: int, block: nn.Module, h: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=number % 2 == 1):
+            return block(h).float()
+
+
+class Shrinking(Model):
+    """Fewer tokens behind the third block."""
+
+    def run(self, number: int, block: nn.Module, h: Tensor) -> Tensor:
+        return block(h[:2] if number == 3 else h)
+
+
+class Backwards(Model):
+    """Every block twice, the second time in the other direction."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in [*self.blocks, *reversed(self.blocks)]:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "kind, most",
+    [
+        (Numbered, 0),
+        (Aliased, 4),
+        (Counting, 0),
+        (Preparing, 4),
+        (Turning, 0),
+        (Global, 0),
+        (Cast, 4),
+        (Shrinking, 4),
+        (Backwards, 11),
+    ],
+)
+def test_calls_that_differ(kind: Callable[[], Model], most: int) -> None:
+    assert compare(kind()) == most
+
+
+class Appending(Block):
+    """Leaves something in a list that it is handed."""
+
+    def forward(self, h: Tensor, more: Any = None) -> Tensor:
+        result = super().forward(h)
+        more.append(result * 2)
+        return result
+
+
+class Collecting(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x, found)
+        return x + sum(found)
+
+
+class Remembering(Block):
+    """Leaves something on itself."""
+
+    def forward(self, h: Tensor, more: Any = None) -> Tensor:
+        result = super().forward(h)
+        self.seen = result * 2
+        return result
+
+
+class Asking(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        for block in self.blocks:
+            x = x + block.seen
+        return x
+
+
+class InPlace(Block):
+    """Writes into its argument and into a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, h: Tensor, more: Any = None) -> Tensor:
+        self.count += 1
+        h.add_(1)
+        return super().forward(h) * self.count
+
+
+class Passing(Block):
+    """Gives back one of its arguments, and a list."""
+
+    def forward(self, h: Tensor, more: Any = None) -> Any:
+        return [super().forward(h), more]
+
+
+class Handing(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        first = h = self.first(x)
+        for block in self.blocks:
+            h, same = block(h, first)
+            h = h * (2 if same is first else 3)
+        return h
+
+
+@pytest.mark.parametrize(
+    "kind, block, most",
+    [(Collecting, Appending, 0), (Asking, Remembering, 0), (Model, InPlace, 0), (Handing, Passing, 4)],
+)
+def test_blocks_that_do_more_than_return(kind: Callable[..., Model], block: Callable[[], nn.Module], most: int) -> None:
+    model = kind(block)
+    calls: list[Any] = [((x(),), {})] * 2
+    states = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        wanted = [model(x()), model(x())]
+    results = []
+    for once in (True, False):
+        model.load_state_dict(states)
+        for member in model.blocks:
+            vars(member).pop("seen", None)
+        seen, outputs = trace(model, calls, once=once, fullgraph=True)
+        torch.testing.assert_close(outputs, wanted, rtol=0, atol=0)
+        results.append(seen)
+    assert sum(results[0].reused) == most
+    assert_same(*results)
+
+
+class Breaking(Block):
+    """Cuts the graph."""
+
+    def forward(self, h: Tensor, more: Any = None) -> Tensor:
+        h = super().forward(h)
+        torch._dynamo.graph_break()
+        return h * 2
+
+
+def test_a_block_that_cuts_the_graph() -> None:
+    model = Model(Breaking)
+    with torch.no_grad():
+        wanted = model(x())
+    seen, (output,) = trace(model, [((x(),), {})], once=True)
+    assert torch.equal(output, wanted)
+    assert len(seen.graphs) > 1
+
+
+def later_scale(model: Model) -> None:
+    model.blocks[4].scale = 7.0
+
+
+def later_function(model: Model) -> None:
+    model.blocks[4].act = F.silu
+
+
+def later_forward(model: Model) -> None:
+    model.blocks[4].forward = lambda h, more=None: h * 2
+
+
+def later_part(model: Model) -> None:
+    model.blocks[4].up = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH))
+
+
+def later_weight(model: Model) -> None:
+    model.blocks[4].up.weight = nn.Parameter(model.blocks[4].up.weight * 2)
+
+
+def later_width(model: Model) -> None:
+    model.blocks[4].up = nn.Linear(WIDTH, 3 * WIDTH)
+    model.blocks[4].down = nn.Linear(3 * WIDTH, WIDTH)
+
+
+def later_table(model: Model) -> None:
+    model.blocks[4].table = torch.ones(WIDTH)
+
+
+def later_object(model: Model) -> None:
+    model.blocks[4].config = CONFIG
+
+
+def later_eps(model: Model) -> None:
+    model.blocks[4].norm.eps = 1.0
+
+
+def later_block(model: Model) -> None:
+    model.blocks[4] = nn.Sequential(nn.Linear(WIDTH, WIDTH))
+
+
+def fewer_blocks(model: Model) -> None:
+    del model.blocks[4]
+
+
+LATER = [
+    later_scale, later_function, later_forward, later_part, later_weight, later_width, later_table,
+    later_object, later_eps, later_block, fewer_blocks,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", LATER, ids=[change.__name__ for change in LATER])
+def test_a_copied_block_that_changes_later(change: Callable[[Model], None]) -> None:
+    model = Model()
+    seen = Seen()
+    torch._dynamo.reset()
+    with watched(seen, once=True) as backend, torch.no_grad():
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        before = compiled(x())
+        assert seen.reused == [LAYERS - 1]
+        change(model)
+        wanted = model(x())
+        assert not torch.equal(wanted, before)
+        assert torch.equal(compiled(x()), wanted)
+    torch._dynamo.reset()

@@ -218,7 +218,7 @@ class Options:
     others are left to plain Inductor as they are."""
 
     trace_once: bool = True
-    """Whether blocks that Dynamo cannot tell apart are traced once: the graph is the same, and compiling takes less."""
+    """Whether blocks that Dynamo cannot tell apart are traced once (torch 2.13): less time for the same graph."""
 
     on_refusal: Literal["warn", "raise"] = "warn"
     """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""

@@ -225,7 +225,7 @@ CHANGES = {
     "force_reduce_calibrator_vram": True,
 }
 HOST_ONLY = {"on_refusal": "raise", "dump_dir": "x", "max_contexts": 2, "max_state_bytes": 10}
-HOST_ONLY.update(last_steps=1, cache_interval=2, steps_computation_mask=(1, 0))
+HOST_ONLY.update(trace_once=False, last_steps=1, cache_interval=2, steps_computation_mask=(1, 0))
 HOST_ONLY.update(rescale_coefficients=(2.0, 0.0), magnitude_ratios=(1.0, 0.9))
 HOST_ONLY.update(retention_ratio=0.5, enable_dynamic_prune_threshold=True)
 HOST_ONLY["max_dynamic_prune_threshold"] = 0.5

@@ -36,7 +36,7 @@ _KEPT = 4
 _DEVICES = ("cpu", "cuda", "xpu", "mps")
 _NOTES = "_fxcache_trace_once"
 
-_backends: set[Callable[..., Any]] = set()
+_backends: list[Callable[..., Any]] = []
 _traced: Callable[..., VariableTracker] = UnspecializedNNModuleVariable.call_function
 
 
@@ -67,7 +67,8 @@ class _Notes:
 
 def install(backend: Callable[..., Any]) -> None:
     """Stand before what Dynamo does for the call of a module, in graphs for this backend; again is nothing new."""
-    _backends.add(backend)
+    if backend not in _backends:
+        _backends.append(backend)
     if UnspecializedNNModuleVariable.call_function is _traced:
         UnspecializedNNModuleVariable.call_function = _call  # type: ignore[method-assign]
         SideEffects.mutation = _noting(SideEffects.mutation)  # type: ignore[method-assign]
@@ -133,13 +134,10 @@ def _notes_of(variable: Any, tx: Any) -> _Notes | None:
     output = tx.output
     if type(variable) is not UnspecializedNNModuleVariable or variable.source is None or torch.is_grad_enabled():
         return None
-    notes: _Notes | None = getattr(output, _NOTES, None)
-    if notes is None:
-        if not _is_ours(output):
-            return None
-        notes = _Notes(tx)
-        setattr(output, _NOTES, notes)
-    if id(variable.value) not in notes.members or output.current_tracer.parent is not None:
+    if not hasattr(output, _NOTES):
+        setattr(output, _NOTES, _Notes(tx) if _is_ours(output) else None)
+    notes: _Notes | None = getattr(output, _NOTES)
+    if notes is None or id(variable.value) not in notes.members or output.current_tracer.parent is not None:
         return None
     return notes if notes.misses[type(variable.value)] < _MISSES else None
 
@@ -149,7 +147,8 @@ def _is_ours(output: Any) -> bool:
     if output.export or config.use_graph_deduplication or config.track_nodes_for_deduplication:
         return False
     wrapper = innermost_backend(output.compiler_fn)
-    if getattr(wrapper, "compiler_fn", wrapper) not in _backends:
+    given = getattr(wrapper, "compiler_fn", wrapper)
+    if not any(given is backend for backend in _backends):
         return False
     options = getattr(wrapper, "kwargs", {}).get("options") or {}
     return bool(options.get("trace_once", True))

@@ -54,7 +54,7 @@ def watched(seen: Seen, *, once: bool) -> Iterator[Callable[..., Any]]:
         original(manager, code, output, *args, **kwargs)
 
     patch.setattr(torch._dynamo.guards.CheckFunctionManager, "__init__", guarded)
-    patch.setattr(hook, "_backends", {backend} if once else set())
+    patch.setattr(hook, "_backends", [backend] if once else [])
     try:
         yield backend
     finally:

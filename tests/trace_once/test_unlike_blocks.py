@@ -1,4 +1,4 @@
-"""Blocks that look alike and are not, and blocks that change after they were compiled: outputs are those of eager."""
+"""Blocks and calls that look alike and are not: outputs are those of eager, graphs those of tracing every block."""
 
 from __future__ import annotations
 
@@ -11,70 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.trace_once.same import Seen, assert_same, trace, watched
-
-WIDTH, LAYERS = 8, 6
-
-
-class Config:
-    """An object that blocks may share."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-
-CONFIG = Config(scale=0.5)
-
-
-class Block(nn.Module):
-    """Enough operators to be worth copying; `act` and `scale` are what the tests change."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.up = nn.Linear(WIDTH, 2 * WIDTH)
-        self.down = nn.Linear(2 * WIDTH, WIDTH)
-        self.act: Callable[[Tensor], Tensor] = F.gelu
-        self.scale = 1.0
-        self.config: Any = None
-        self.table: Tensor | None = None
-
-    def forward(self, h: Tensor, more: Any = None) -> Tensor:
-        """One residual branch."""
-        x = self.down(self.act(self.up(self.norm(h)))) * self.scale
-        if self.config is not None:
-            x = x * self.config.scale
-        if self.table is not None:
-            x = x + self.table
-        if isinstance(more, Tensor):
-            x = x + (more if more is h else 2 * more)
-        elif more is not None:
-            x = x + more
-        return h + x.sin().cos().tanh()
-
-
-class Model(nn.Module):
-    """A stack of blocks."""
-
-    def __init__(self, block: Callable[[], nn.Module] = Block) -> None:
-        super().__init__()
-        self.first = nn.Linear(WIDTH, WIDTH)
-        self.blocks = nn.ModuleList(block() for _ in range(LAYERS))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run all of them."""
-        h = self.first(x)
-        for number, block in enumerate(self.blocks):
-            h = self.run(number, block, h)
-        return h
-
-    def run(self, number: int, block: nn.Module, h: Tensor) -> Any:
-        """Run one."""
-        return block(h)
-
-
-def x() -> Tensor:
-    return torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
+from tests.trace_once.same import assert_same, trace
+from tests.trace_once.stacks import CONFIG, LAYERS, WIDTH, Block, Config, Model, x
 
 
 def compare(model: nn.Module) -> int:
@@ -367,88 +305,3 @@ def test_blocks_that_do_more_than_return(kind: Callable[..., Model], block: Call
         results.append(seen)
     assert sum(results[0].reused) == most
     assert_same(*results)
-
-
-class Breaking(Block):
-    """Cuts the graph."""
-
-    def forward(self, h: Tensor, more: Any = None) -> Tensor:
-        h = super().forward(h)
-        torch._dynamo.graph_break()
-        return h * 2
-
-
-def test_a_block_that_cuts_the_graph() -> None:
-    model = Model(Breaking)
-    with torch.no_grad():
-        wanted = model(x())
-    seen, (output,) = trace(model, [((x(),), {})], once=True)
-    assert torch.equal(output, wanted)
-    assert len(seen.graphs) > 1
-
-
-def later_scale(model: Model) -> None:
-    model.blocks[4].scale = 7.0
-
-
-def later_function(model: Model) -> None:
-    model.blocks[4].act = F.silu
-
-
-def later_forward(model: Model) -> None:
-    model.blocks[4].forward = lambda h, more=None: h * 2
-
-
-def later_part(model: Model) -> None:
-    model.blocks[4].up = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH))
-
-
-def later_weight(model: Model) -> None:
-    model.blocks[4].up.weight = nn.Parameter(model.blocks[4].up.weight * 2)
-
-
-def later_width(model: Model) -> None:
-    model.blocks[4].up = nn.Linear(WIDTH, 3 * WIDTH)
-    model.blocks[4].down = nn.Linear(3 * WIDTH, WIDTH)
-
-
-def later_table(model: Model) -> None:
-    model.blocks[4].table = torch.ones(WIDTH)
-
-
-def later_object(model: Model) -> None:
-    model.blocks[4].config = CONFIG
-
-
-def later_eps(model: Model) -> None:
-    model.blocks[4].norm.eps = 1.0
-
-
-def later_block(model: Model) -> None:
-    model.blocks[4] = nn.Sequential(nn.Linear(WIDTH, WIDTH))
-
-
-def fewer_blocks(model: Model) -> None:
-    del model.blocks[4]
-
-
-LATER = [
-    later_scale, later_function, later_forward, later_part, later_weight, later_width, later_table,
-    later_object, later_eps, later_block, fewer_blocks,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("change", LATER, ids=[change.__name__ for change in LATER])
-def test_a_copied_block_that_changes_later(change: Callable[[Model], None]) -> None:
-    model = Model()
-    seen = Seen()
-    torch._dynamo.reset()
-    with watched(seen, once=True) as backend, torch.no_grad():
-        compiled = torch.compile(model, backend=backend, fullgraph=True)
-        before = compiled(x())
-        assert seen.reused == [LAYERS - 1]
-        change(model)
-        wanted = model(x())
-        assert not torch.equal(wanted, before)
-        assert torch.equal(compiled(x()), wanted)
-    torch._dynamo.reset()

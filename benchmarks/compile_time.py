@@ -9,7 +9,10 @@ A transformer of the Flux family with 12, 24 and 57 blocks, one double to two si
     fxcache-once  the same with share_blocks=True: blocks of one structure are compiled once
     fxcache-f1b0  fxcache with the first block in front of a branch, every step computed
 
-and, if they are asked for, other ways than that of fxcache-once, see `benchmarks.block_ways`: callee, loop.
+and, if they are asked for,
+
+    fxcache-traced  fxcache-once with trace_once=False: Dynamo traces every block
+    callee, loop    other ways than that of fxcache-once, see `benchmarks.block_ways`
 
 Every contestant starts in a process of its own, once with empty caches (cold) and then some times more with these
 caches (warm): all take turns, a warm start is the median one, and its ratio the median of those of a turn. Compile
@@ -48,6 +51,9 @@ FXCACHE: dict[str, dict[str, Any]] = {
 }
 """Options of the contestants under fxcache."""
 CONTESTANTS = ("plain", "regional", "cache-dit", *FXCACHE)
+FXCACHE["fxcache-traced"] = {**FXCACHE["fxcache-once"], "trace_once": False}
+OTHERS = ("fxcache-traced", *WAYS)
+"""Those that run only if they are named."""
 GOALS = {"cold": 1.1, "warm": 1.2, "step": 1.01}
 """At most these ratios to plain, for `fxcache-once`."""
 _LATER_CALLS = 3
@@ -245,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--preset", choices=tuple(PRESETS), default="small", help="width of the blocks, text, dtype")
     parser.add_argument("--blocks", type=int, nargs="+", default=[12, 24, 57])
     parser.add_argument("--grid", type=int, default=16, help="rows and columns of image tokens")
-    parser.add_argument("--contestants", nargs="+", choices=(*CONTESTANTS, *WAYS), default=list(CONTESTANTS))
+    parser.add_argument("--contestants", nargs="+", choices=(*CONTESTANTS, *OTHERS), default=list(CONTESTANTS))
     parser.add_argument("--warm-starts", type=int, default=3, help="per contestant; an odd number")
     parser.add_argument("--steps", type=int, default=20, help="measured steps")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/compile-time-DEVICE.json")

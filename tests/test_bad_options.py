@@ -173,6 +173,7 @@ BAD = [
     ("inner_options", {1: 2}, "inner_options={1: 2}: expected string keys, found 1"),
     ("inner_options", {"a": len}, f"inner_options['a']=<built-in function len>: {PLAIN}"),
     ("inner_options", {"a": {1: 2}}, f"inner_options['a']={{1: 2}}: {PLAIN}"),
+    ("trace_once", None, "trace_once=None: expected True or False"),
     ("on_refusal", "error", "on_refusal='error': expected 'warn' or 'raise'"),
     ("on_refusal", ["warn"], "on_refusal=['warn']: expected 'warn' or 'raise'; did you mean 'warn'?"),
     ("dump_dir", "", "dump_dir='': expected None or the path of a folder"),

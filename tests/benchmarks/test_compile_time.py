@@ -61,7 +61,8 @@ def test_blocks_are_double_and_single_ones() -> None:
 def test_the_contestants_are_what_they_are_called(name: str) -> None:
     options = Options.from_mapping(FXCACHE[name])
     assert options.can_reuse == (name == "fxcache-f1b0")
-    assert bool(options.share_blocks) == (name == "fxcache-once")
+    assert bool(options.share_blocks) == (name in ("fxcache-once", "fxcache-traced"))
+    assert options.trace_once == (name != "fxcache-traced")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.source import TensorPropertySource
 from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
 from torch._dynamo.variables.constant import ConstantVariable
@@ -84,13 +85,21 @@ def cut(
                     # guards on it stand in no list: they are conditions on its symbol
                     raise Unlike(f"{read} is a number that may change")
                 sources[read] = source
-            elif isinstance(read.meta.get("example_value"), torch.Tensor):
+            elif not _is_size(read):
                 raise Unlike(f"{node} reads {read}, which is neither handed over nor of the block")
     # inputs are made in the order in which the code reads them
     sources = {node: sources[node] for node in tx.output.graph.find_nodes(op="placeholder") if node in sources}
-    _rebuild(result, lambda output: _check_output(output, inside, arguments))
+    handed = {id(leaf.variable) for leaf in leaves}
+    _rebuild(result, lambda output: _check_output(output, inside, arguments), handed)
     delta = {path: (calls.get(path, 0), count) for path, count in tx.num_calls.items() if count != calls.get(path, 0)}
     return Segment(tuple(nodes), arguments, sources, result, len(tx.nn_module_stack), path_of(start), delta)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Say whether a value is a dynamic size, and not a number that every call draws or reads anew."""
+    if not isinstance(node.meta.get("example_value"), torch.SymInt):
+        return False
+    return node.op == "call_function" or isinstance(_source(node), TensorPropertySource)
 
 
 def _source(node: fx.Node) -> Source | None:
@@ -111,15 +120,19 @@ def _check_output(output: TensorVariable, inside: set[fx.Node], arguments: Mappi
     return output
 
 
-def _rebuild(variable: VariableTracker, change: Callable[[TensorVariable], VariableTracker]) -> VariableTracker:
-    """Return a result with its tensors changed; raises Unlike for one of another kind."""
+def _rebuild(
+    variable: VariableTracker,
+    change: Callable[[TensorVariable], VariableTracker],
+    handed: Collection[int] = (),
+) -> VariableTracker:
+    """Return a result with its tensors changed; raises Unlike for one of another kind, or that was `handed` over."""
     if isinstance(variable, TensorVariable):
         return change(variable)
     if isinstance(variable, ConstantVariable):
         return variable
     for kind in (TupleVariable, ListVariable):
-        if type(variable) is kind:
-            return kind([_rebuild(item, change) for item in variable.items], mutation_type=ValueMutationNew())
+        if type(variable) is kind and id(variable) not in handed:
+            return kind([_rebuild(item, change, handed) for item in variable.items], mutation_type=ValueMutationNew())
     raise Unlike(f"returns a {type(variable).__name__}")
 
 

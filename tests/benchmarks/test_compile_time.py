@@ -122,6 +122,16 @@ def test_the_committed_results_of_the_other_ways_are_on_the_page() -> None:
         assert f"| {entry['contestant']} | {cold} | {ratios[0]} | {warm} | {ratios[1]} | {step} |" in page
 
 
+def test_the_committed_results_of_tracing_once_are_on_the_page() -> None:
+    report = json.loads((RESULTS / "compile-once-cpu.json").read_text())
+    assert {"plain", "fxcache-traced", "fxcache-once"} <= {entry["contestant"] for entry in report["rows"]}
+    page = (RESULTS.parents[1] / "docs" / "compile-time.md").read_text()
+    for entry in report["rows"]:
+        cold, warm = (f"{entry[name]['compile_s']:.1f}" for name in ("cold", "warm"))
+        ratios = f"{entry['cold_to_plain']:.2f}", f"{entry['warm_to_plain']:.2f}"
+        assert f"| {entry['contestant']} | {cold} | {ratios[0]} | {warm} | {ratios[1]} |" in page
+
+
 @pytest.mark.slow
 def test_the_whole_of_it(tmp_path: Path) -> None:
     path = tmp_path / "compile.json"

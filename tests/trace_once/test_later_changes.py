@@ -1,7 +1,8 @@
-"""Blocks that cut the graph, and copied blocks that change after they were compiled: outputs are those of eager."""
+"""Blocks that draw numbers, cut the graph, or change after they were compiled: outputs are those of eager."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,25 @@ from torch import Tensor, nn
 
 from tests.trace_once.same import Seen, trace, watched
 from tests.trace_once.stacks import CONFIG, LAYERS, WIDTH, Block, Model, x
+
+
+class Drawing(Block):
+    """Scales by a number that is drawn for every call."""
+
+    def forward(self, h: Tensor, more: Any = None) -> Tensor:
+        return super().forward(h) * (1.0 + random.random())
+
+
+def test_a_number_that_every_block_draws() -> None:
+    model = Model(Drawing)
+    random.seed(3)
+    with torch.no_grad():
+        wanted = model(x())
+    seen, _ = trace(model, [((x(),), {})], once=True)
+    assert sum(seen.reused) == 0
+    random.seed(3)
+    _, (output,) = trace(model, [((x(),), {})], once=True)
+    torch.testing.assert_close(output, wanted)
 
 
 class Breaking(Block):

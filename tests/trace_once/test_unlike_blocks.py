@@ -285,9 +285,41 @@ class Handing(Model):
         return h
 
 
+class Adding(Block):
+    """Writes into its argument."""
+
+    def forward(self, h: Tensor, more: Any = None) -> Tensor:
+        return super().forward(h.add_(1))
+
+
+class Returning(Block):
+    """Gives back the list that it was handed."""
+
+    def forward(self, h: Tensor, more: Any = None) -> Any:
+        return super().forward(h), more
+
+
+class Growing(Model):
+    """Appends to the list that it gets back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: list[Tensor] = [x]
+        for block in self.blocks:
+            x, same = block(x, found)
+            same.append(x)
+        return x + sum(found)
+
+
 @pytest.mark.parametrize(
     "kind, block, most",
-    [(Collecting, Appending, 0), (Asking, Remembering, 0), (Model, InPlace, 0), (Handing, Passing, 4)],
+    [
+        (Model, Adding, 5),
+        (Growing, Returning, 0),
+        (Collecting, Appending, 0),
+        (Asking, Remembering, 0),
+        (Model, InPlace, 0),
+        (Handing, Passing, 4),
+    ],
 )
 def test_blocks_that_do_more_than_return(kind: Callable[..., Model], block: Callable[[], nn.Module], most: int) -> None:
     model = kind(block)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.dicts import ConstDictVariable
@@ -301,4 +300,3 @@ _ANSWERS: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "BUILTIN_MATCH": _identity,
     "MODULE_MATCH": _identity,
 }
-assert all(hasattr(GuardBuilder, name) for name in ("TENSOR_MATCH", "CONSTANT_MATCH", "TYPE_MATCH"))

@@ -24,7 +24,7 @@ from torch._guards import Guard, Source
 
 from fxcache.trace_once import segment as segments
 from fxcache.trace_once.compare import Leaf, Move, Unlike, begins_at, check_guard, leaves, match_leaves, match_modules
-from fxcache.trace_once.segment import Segment
+from fxcache.trace_once.segment import Place, Segment
 
 _log = logging.getLogger(__name__)
 _MEMBERS = 3
@@ -61,7 +61,7 @@ class _Notes:
         self.traced: dict[type, list[_Traced]] = {}
         self.misses: Counter[type] = Counter()
         self.changes = 0
-        """How often the trace has changed what it has not made itself, or an argument of a block."""
+        """How often the trace has changed what existed before it."""
         self.reused = 0
 
 
@@ -94,14 +94,13 @@ def _call(self: Any, tx: Any, args: list[VariableTracker], kwargs: dict[str, Var
     try:
         flat = leaves(args, kwargs)
     except Unlike as reason:
-        _log.debug("%s is traced: %s", self.source.name, reason)
+        _say(reason, f"{self.source.name} is traced")
         return _traced(self, tx, args, kwargs)
     for known in notes.traced.get(kind, ()):
         try:
             result = _reuse(tx, known, self, flat, notes)
         except Exception as reason:
-            say = _log.debug if isinstance(reason, Unlike) else _log.warning
-            say("%s is not like %s: %r", self.source.name, known.source.name, reason)
+            _say(reason, f"{self.source.name} is not like {known.source.name}")
             continue
         notes.reused += 1
         notes.misses[kind] = 0
@@ -115,14 +114,17 @@ def _call(self: Any, tx: Any, args: list[VariableTracker], kwargs: dict[str, Var
             raise Unlike("it changes something that exists outside of it")
         _check(tx, self)
         cut = segments.cut(tx, before, self.source, flat, result)
-        own, elsewhere = _guards(tx, self.source, flat), _elsewhere(tx, self.value, self.source)
+        own, elsewhere = _guards(tx, self.source, flat), _elsewhere(tx, self.source)
     except Exception as reason:
-        say = _log.debug if isinstance(reason, Unlike) else _log.warning
-        say("%s is traced again in other blocks: %r", self.source.name, reason)
+        _say(reason, f"{self.source.name} is traced again in other blocks")
         return result
     found = _Traced(self.value, self.source, tuple(flat), cut, own, elsewhere, (*state, changes))
     notes.traced[kind] = [found, *notes.traced.get(kind, ())][:_KEPT]
     return result
+
+
+def _say(reason: Exception, what: str) -> None:
+    _log.log(logging.DEBUG if isinstance(reason, Unlike) else logging.WARNING, "%s: %r", what, reason)
 
 
 def _read(flat: Iterable[Leaf]) -> list[tuple[Any, ...]]:
@@ -201,7 +203,7 @@ def _reuse(tx: Any, known: _Traced, variable: Any, flat: list[Leaf], notes: _Not
                 if keep
             )
         )
-    return segments.paste(tx, known.segment, variable.source, flat, twins, move, read)
+    return segments.paste(tx, known.segment, Place(variable.source, flat, twins, move, read))
 
 
 def _check(tx: Any, variable: Any) -> None:
@@ -234,7 +236,7 @@ def _guards(tx: Any, start: Source, flat: list[Leaf]) -> tuple[Guard, ...]:
     return tuple(own)
 
 
-def _elsewhere(tx: Any, module: nn.Module, start: Source) -> frozenset[int]:
+def _elsewhere(tx: Any, start: Source) -> frozenset[int]:
     """Return what Dynamo knows by another place than in the block, by `id`."""
     known = tx.output.side_effects.id_to_variable
     return frozenset(

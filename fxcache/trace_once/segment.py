@@ -136,43 +136,40 @@ def _rebuild(
     raise Unlike(f"returns a {type(variable).__name__}")
 
 
-def paste(
-    tx: Any,
-    segment: Segment,
-    start: Source,
-    leaves: Sequence[Leaf],
-    twins: Mapping[int, int],
-    move: Callable[[Source], Source],
-    read: Callable[[Source], Any],
-) -> VariableTracker:
-    """Add a copy of the nodes to the graph, for the block at `start`, and return what its call gives."""
+@dataclass(frozen=True)
+class Place:
+    """A call in the place of the one that a segment is of."""
+
+    start: Source
+    """Where its module is."""
+    leaves: Sequence[Leaf]
+    """Those of its arguments that the other call has read."""
+    twins: Mapping[int, int]
+    """Parts of its module by those of the other, as `id`."""
+    move: Callable[[Source], Source]
+    read: Callable[[Source], Any]
+
+
+def paste(tx: Any, segment: Segment, place: Place) -> VariableTracker:
+    """Add a copy of the nodes to the graph, and return what the call gives."""
     copies: list[fx.Node] = []
     try:
-        return _paste(tx, segment, start, leaves, twins, move, read, copies)
+        return _paste(tx, segment, place, copies)
     except Exception as error:
         for copy in reversed(copies):
             tx.output.graph.erase_node(copy)
         raise Unlike(f"copying failed: {error!r}") from error
 
 
-def _paste(
-    tx: Any,
-    segment: Segment,
-    start: Source,
-    leaves: Sequence[Leaf],
-    twins: Mapping[int, int],
-    move: Callable[[Source], Source],
-    read: Callable[[Source], Any],
-    copies: list[fx.Node],
-) -> VariableTracker:
+def _paste(tx: Any, segment: Segment, place: Place, copies: list[fx.Node]) -> VariableTracker:
     output, tracer = tx.output, tx.output.current_tracer
     there: dict[fx.Node, fx.Node] = {}
     for node, number in segment.arguments.items():
-        there[node] = leaves[number].node  # type: ignore[assignment]
-    stacks = _Stacks(tx, segment, path_of(start), twins)
+        there[node] = place.leaves[number].node  # type: ignore[assignment]
+    stacks = _Stacks(tx, segment, path_of(place.start), place.twins)
     for node, source in segment.sources.items():
-        moved, inputs = move(source), len(tracer.input_name_to_proxy)
-        variable = VariableBuilder(tx, moved)(read(moved))
+        moved, inputs = place.move(source), len(tracer.input_name_to_proxy)
+        variable = VariableBuilder(tx, moved)(place.read(moved))
         if not isinstance(variable, TensorVariable):
             raise Unlike(f"{moved.name} is a {type(variable).__name__}")
         found = there[node] = variable.as_proxy().node
@@ -189,7 +186,7 @@ def _paste(
         if called:
             copy.meta["source_fn_stack"] = [*called[:-1], (copy.name, called[-1][1])]
 
-    given = {leaf.node: leaf.variable for leaf in leaves if leaf.node is not None}
+    given = {leaf.node: leaf.variable for leaf in place.leaves if leaf.node is not None}
     made: dict[fx.Node, VariableTracker] = {}
 
     def other(variable: TensorVariable) -> VariableTracker:

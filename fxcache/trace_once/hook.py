@@ -20,11 +20,12 @@ from torch._dynamo.guards import install_guard
 from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting, VariableTracker
 from torch._dynamo.variables.nn_module import UnspecializedNNModuleVariable
+from torch._dynamo.variables.tensor import TensorVariable
 from torch._guards import Guard, Source
 
 from fxcache.trace_once import segment as segments
 from fxcache.trace_once.compare import Leaf, Move, Unlike, begins_at, check_guard, leaves, match_leaves, match_modules
-from fxcache.trace_once.segment import Place, Segment
+from fxcache.trace_once.segment import Hint, Place, Segment
 
 _log = logging.getLogger(__name__)
 _MEMBERS = 3
@@ -63,6 +64,7 @@ class _Notes:
         self.changes = 0
         """How often the trace has changed what existed before it."""
         self.reused = 0
+        self.hints: list[Hint] = []
 
 
 def install(backend: Callable[..., Any]) -> None:
@@ -73,6 +75,7 @@ def install(backend: Callable[..., Any]) -> None:
         UnspecializedNNModuleVariable.call_function = _call  # type: ignore[method-assign]
         SideEffects.mutation = _noting(SideEffects.mutation)  # type: ignore[method-assign]
         SideEffects.store_attr = _noting(SideEffects.store_attr)  # type: ignore[method-assign]
+        TensorVariable.set_name_hint = _naming(TensorVariable.set_name_hint)  # type: ignore[method-assign]
 
 
 def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,6 +87,17 @@ def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, item, *args, **kwargs)
 
     return changed
+
+
+def _naming(original: Callable[..., Any]) -> Callable[..., Any]:
+    def named(self: TensorVariable, name: str) -> Any:
+        node, tracer = self.as_proxy().node, self.as_proxy().tracer
+        notes = getattr(getattr(tracer, "output_graph", None), _NOTES, None)
+        if notes is not None:
+            notes.hints.append(Hint(segments.last_node(node.graph), node, name, not self._is_name_set))
+        return original(self, name)
+
+    return named
 
 
 def _call(self: Any, tx: Any, args: list[VariableTracker], kwargs: dict[str, VariableTracker]) -> VariableTracker:
@@ -106,14 +120,14 @@ def _call(self: Any, tx: Any, args: list[VariableTracker], kwargs: dict[str, Var
         notes.misses[kind] = 0
         return result
     notes.misses[kind] += 1
-    before, changes, state = segments.mark(tx), notes.changes, _state(tx)
+    before, changes, state = segments.mark(tx, notes.hints), notes.changes, _state(tx)
     result = _traced(self, tx, args, kwargs)
     try:
         flat, unread = leaves(args, kwargs), flat
         if notes.changes != changes or not set(_read(unread)) <= set(_read(flat)):
             raise Unlike("it changes something that exists outside of it")
         _check(tx, self)
-        cut = segments.cut(tx, before, self.source, flat, result)
+        cut = segments.cut(tx, before, self.source, flat, result, notes.hints)
         own, elsewhere = _guards(tx, self.source, flat), _elsewhere(tx, self.source)
     except Exception as reason:
         _say(reason, f"{self.source.name} is traced again in other blocks")
@@ -203,7 +217,7 @@ def _reuse(tx: Any, known: _Traced, variable: Any, flat: list[Leaf], notes: _Not
                 if keep
             )
         )
-    return segments.paste(tx, known.segment, Place(variable.source, flat, twins, move, read))
+    return segments.paste(tx, known.segment, Place(variable.source, flat, twins, move, read), notes.hints)
 
 
 def _check(tx: Any, variable: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,18 @@ _CONTAINER = re.compile(r"\._(?:modules|parameters|buffers)\[(['\"])([^'\"\]]+)\
 
 
 @dataclass(frozen=True)
+class Hint:
+    """What code that is traced calls a value; Dynamo names the node after it."""
+
+    after: fx.Node
+    """The last one of the graph at that time."""
+    node: fx.Node
+    name: str
+    is_first: bool
+    """Whether the node was named for it: later ones change nothing."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """Nodes that a call has added to the graph, and where what they read comes from."""
 
@@ -40,6 +53,9 @@ class Segment:
     path: str
     calls: Mapping[str, tuple[int, int]]
     """How often the modules under a path had been called before, and have been in the block."""
+    hints: Sequence[Hint]
+    named: Collection[fx.Node]
+    """Those of the result that will keep their names."""
 
 
 def path_of(source: Source) -> str:
@@ -47,16 +63,30 @@ def path_of(source: Source) -> str:
     return _CONTAINER.sub(r".\2", str(source.name))
 
 
-def mark(tx: Any) -> tuple[fx.Node, dict[str, int]]:
+def last_node(graph: fx.Graph) -> fx.Node:
+    """Return the node that the next one will stand behind."""
+    return next(iter(reversed(graph.nodes)), graph._root)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where the graph ended before a call was traced."""
+
+    last: fx.Node
+    calls: Mapping[str, int]
+    hints: int
+
+
+def mark(tx: Any, hints: Sequence[Hint]) -> Mark:
     """Note where the graph ends, before a call is traced."""
-    return next(iter(reversed(tx.output.graph.nodes)), tx.output.graph._root), dict(tx.num_calls)
+    return Mark(last_node(tx.output.graph), dict(tx.num_calls), len(hints))
 
 
 def cut(
-    tx: Any, before: tuple[fx.Node, dict[str, int]], start: Source, leaves: Sequence[Leaf], result: VariableTracker
+    tx: Any, before: Mark, start: Source, leaves: Sequence[Leaf], result: VariableTracker, hints: Sequence[Hint]
 ) -> Segment:
     """Return what has been added to the graph since `mark`; raises Unlike if it cannot be copied."""
-    last, calls = before
+    last, calls = before.last, before.calls
     nodes: list[fx.Node] = []
     node = last.next
     while node.op != "root":
@@ -90,9 +120,18 @@ def cut(
     # inputs are made in the order in which the code reads them
     sources = {node: sources[node] for node in tx.output.graph.find_nodes(op="placeholder") if node in sources}
     handed = {id(leaf.variable) for leaf in leaves}
-    _rebuild(result, lambda output: _check_output(output, inside, arguments), handed)
+    named = set[fx.Node]()
+
+    def check(output: TensorVariable) -> TensorVariable:
+        if output._is_name_set:
+            named.add(output.as_proxy().node)
+        return _check_output(output, inside, arguments)
+
+    _rebuild(result, check, handed)
     delta = {path: (calls.get(path, 0), count) for path, count in tx.num_calls.items() if count != calls.get(path, 0)}
-    return Segment(tuple(nodes), arguments, sources, result, len(tx.nn_module_stack), path_of(start), delta)
+    found = tuple(hint for hint in hints[before.hints :] if hint.node in inside or hint.node in arguments)
+    outer, path = len(tx.nn_module_stack), path_of(start)
+    return Segment(tuple(nodes), arguments, sources, result, outer, path, delta, found, named)
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -150,18 +189,18 @@ class Place:
     read: Callable[[Source], Any]
 
 
-def paste(tx: Any, segment: Segment, place: Place) -> VariableTracker:
-    """Add a copy of the nodes to the graph, and return what the call gives."""
+def paste(tx: Any, segment: Segment, place: Place, hints: list[Hint]) -> VariableTracker:
+    """Add a copy of the nodes to the graph, and return what the call gives; `hints` grow by those of the copies."""
     copies: list[fx.Node] = []
     try:
-        return _paste(tx, segment, place, copies)
+        return _paste(tx, segment, place, hints, copies)
     except Exception as error:
         for copy in reversed(copies):
             tx.output.graph.erase_node(copy)
         raise Unlike(f"copying failed: {error!r}") from error
 
 
-def _paste(tx: Any, segment: Segment, place: Place, copies: list[fx.Node]) -> VariableTracker:
+def _paste(tx: Any, segment: Segment, place: Place, hints: list[Hint], copies: list[fx.Node]) -> VariableTracker:
     output, tracer = tx.output, tx.output.current_tracer
     there: dict[fx.Node, fx.Node] = {}
     for node, number in segment.arguments.items():
@@ -176,8 +215,11 @@ def _paste(tx: Any, segment: Segment, place: Place, copies: list[fx.Node]) -> Va
         if len(tracer.input_name_to_proxy) > inputs:
             found.meta["nn_module_stack"] = stacks.of(node)
             found.stack_trace = node.stack_trace
+    given = {leaf.node: leaf.variable for leaf in place.leaves if leaf.node is not None}
+    names = _Names(segment, there, given, hints)
+    names.follow(None)
     for node in segment.nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda given: there.get(given, given))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: there.get(read, read))
         copy = there[node] = tracer.create_node(node.op, node.target, args, kwargs)
         copies.append(copy)
         stamp = copy.meta["creation_timestamp"]
@@ -185,8 +227,8 @@ def _paste(tx: Any, segment: Segment, place: Place, copies: list[fx.Node]) -> Va
         called = node.meta.get("source_fn_stack")
         if called:
             copy.meta["source_fn_stack"] = [*called[:-1], (copy.name, called[-1][1])]
+        names.follow(node)
 
-    given = {leaf.node: leaf.variable for leaf in place.leaves if leaf.node is not None}
     made: dict[fx.Node, VariableTracker] = {}
 
     def other(variable: TensorVariable) -> VariableTracker:
@@ -197,6 +239,7 @@ def _paste(tx: Any, segment: Segment, place: Place, copies: list[fx.Node]) -> Va
             del there[node].meta["example_value"]
             example = _like(output.fake_mode, node.meta["example_value"])
             made[node] = wrap_fx_proxy(tx=tx, proxy=tracer.proxy(there[node]), example_value=example)
+            made[node]._is_name_set = node in segment.named  # type: ignore[attr-defined]
         return made[node]
 
     result = _rebuild(segment.result, other)
@@ -212,6 +255,34 @@ def _like(mode: Any, value: torch.Tensor) -> torch.Tensor:
         extent = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
         storage = torch.empty(offset + extent + 1, dtype=value.dtype, device=value.device)
         return storage.as_strided(value.shape, value.stride(), offset)
+
+
+class _Names:
+    """Names the copies as Dynamo would have, in the same order, because numbers tell apart what has one name."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        there: Mapping[fx.Node, fx.Node],
+        given: Mapping[fx.Node, VariableTracker],
+        hints: list[Hint],
+    ) -> None:
+        self._there, self._given, self._hints = there, given, hints
+        inside = set(segment.nodes)
+        self._after = defaultdict[fx.Node | None, list[Hint]](list)
+        for hint in segment.hints:
+            self._after[hint.after if hint.after in inside else None].append(hint)
+
+    def follow(self, node: fx.Node | None) -> None:
+        """Do what was done behind a node, or before the first one."""
+        for hint in self._after[node]:
+            copy = self._there[hint.node]
+            if copy in self._given:
+                self._given[copy].set_name_hint(hint.name)
+                continue
+            if hint.is_first:
+                copy._rename(hint.name)
+            self._hints.append(Hint(last_node(copy.graph), copy, hint.name, hint.is_first))
 
 
 class _Stacks:

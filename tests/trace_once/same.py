@@ -83,7 +83,7 @@ def trace(
 
 
 def assert_same(once: Seen, whole: Seen) -> None:
-    """Compare operators, arguments, inputs, example values and notes about modules; and that no guard is missing.
+    """Compare names, operators, arguments, inputs, example values, notes about modules; and that no guard is missing.
 
     But for those on an object being the same as another: a copied block has guards on what was read of it instead.
     """
@@ -107,6 +107,7 @@ def _assert_same_graph(
         wanted = fx.map_arg((node.args, node.kwargs), there.__getitem__)
         assert repr((copy.args, copy.kwargs)) == repr(wanted), (copy.format_node(), node.format_node())
         assert _stack(copy, names) == _stack(node, other_names), copy.format_node()
+        assert copy.name == node.name
         assert copy.stack_trace == node.stack_trace
         assert _example(copy) == _example(node), copy.format_node()
         there[node] = copy

@@ -101,13 +101,20 @@ def match_leaves(known: Iterable[Leaf], given: Iterable[Leaf]) -> list[Leaf]:
     other = [leaf for leaf in given if not any(leaf.place[: length + 1] in unread for length in range(len(leaf.place)))]
     if [(leaf.place, leaf.kind) for leaf in first] != [(leaf.place, leaf.kind) for leaf in other]:
         raise Unlike("the arguments")
-    nodes: dict[Node | None, Node | None] = {}
-    for old, new in zip(first, other, strict=True):
-        if nodes.setdefault(old.node, new.node) is not new.node:
-            raise Unlike("arguments that are the same tensor")
-    if len(set(nodes.values())) != len(nodes):
-        raise Unlike("arguments that are the same tensor")
+    twins: dict[Any, Any] = {None: None}
+    for old, new in zip(map(_identity_of, first), map(_identity_of, other), strict=True):
+        if twins.setdefault(old, new) is not new:
+            raise Unlike("arguments that are the same object")
+    if len(set(twins.values())) != len(twins):
+        raise Unlike("arguments that are the same object")
     return other
+
+
+def _identity_of(leaf: Leaf) -> Any:
+    """What code can compare by `is`, of two arguments: a node, or the list, tuple or dictionary that Dynamo sees."""
+    if leaf.node is not None:
+        return leaf.node
+    return leaf.variable if isinstance(leaf.variable, (TupleVariable, ListVariable, ConstDictVariable)) else None
 
 
 def _facts(node: Node) -> tuple[Any, ...]:

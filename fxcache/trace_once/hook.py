@@ -14,14 +14,24 @@ from typing import Any
 
 import torch
 import torch._dynamo.config
+import torch.fx.traceback
 from torch import nn
 from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.guards import install_guard
 from torch._dynamo.side_effects import SideEffects
-from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting, VariableTracker
+from torch._dynamo.variables.base import (
+    AttributeMutationExisting,
+    AttributeMutationNew,
+    ValueMutationExisting,
+    ValueMutationNew,
+    VariableTracker,
+)
+from torch._dynamo.variables.constant import ConstantVariable
+from torch._dynamo.variables.lists import SizeVariable, TupleVariable
 from torch._dynamo.variables.nn_module import UnspecializedNNModuleVariable
-from torch._dynamo.variables.tensor import TensorVariable
+from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._guards import Guard, Source
+from torch.utils._device import DeviceContext
 
 from fxcache.trace_once import segment as segments
 from fxcache.trace_once.compare import Leaf, Move, Unlike, begins_at, check_guard, leaves, match_leaves, match_modules
@@ -57,12 +67,14 @@ class _Traced:
 class _Notes:
     """What is known during the trace of one graph."""
 
-    def __init__(self, tx: Any) -> None:
-        self.members = _members(tx)
+    def __init__(self, output: Any) -> None:
+        self.members = _members(output)
         self.traced: dict[type, list[_Traced]] = {}
         self.misses: Counter[type] = Counter()
         self.changes = 0
         """How often the trace has changed what existed before it."""
+        self.escaped = False
+        """Whether it has put something of its own there, of which blocks could see later changes."""
         self.reused = 0
         self.hints: list[Hint] = []
 
@@ -73,26 +85,48 @@ def install(backend: Callable[..., Any]) -> None:
         _backends.append(backend)
     if UnspecializedNNModuleVariable.call_function is _traced:
         UnspecializedNNModuleVariable.call_function = _call  # type: ignore[method-assign]
-        SideEffects.mutation = _noting(SideEffects.mutation)  # type: ignore[method-assign]
-        SideEffects.store_attr = _noting(SideEffects.store_attr)  # type: ignore[method-assign]
+        SideEffects.mutation = _noting_mutation(SideEffects.mutation)  # type: ignore[method-assign]
+        SideEffects.store_attr = _noting_store(SideEffects.store_attr)  # type: ignore[method-assign]
         TensorVariable.set_name_hint = _naming(TensorVariable.set_name_hint)  # type: ignore[method-assign]
 
 
-def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def changed(self: SideEffects, item: VariableTracker, *args: Any, **kwargs: Any) -> Any:
-        output = self.output_graph_weakref()
-        notes = getattr(output, _NOTES, None)
-        if notes is not None and isinstance(item.mutation_type, (ValueMutationExisting, AttributeMutationExisting)):
+def _noting_store(original: Callable[..., Any]) -> Callable[..., Any]:
+    def store_attr(self: SideEffects, item: VariableTracker, name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        notes = _notes_of(self.output_graph_weakref())
+        if notes is not None:
+            if isinstance(item.mutation_type, AttributeMutationExisting):
+                notes.changes += 1
+                notes.escaped |= not _cannot_change(value)
+            notes.escaped |= isinstance(item, TensorVariable)
+        return original(self, item, name, value, *args, **kwargs)
+
+    return store_attr
+
+
+def _noting_mutation(original: Callable[..., Any]) -> Callable[..., Any]:
+    def mutation(self: SideEffects, item: VariableTracker, *args: Any, **kwargs: Any) -> Any:
+        notes = _notes_of(self.output_graph_weakref())
+        if notes is not None and isinstance(item.mutation_type, ValueMutationExisting):
             notes.changes += 1
+            notes.escaped = True  # what it holds from now on is not said here
         return original(self, item, *args, **kwargs)
 
-    return changed
+    return mutation
+
+
+def _cannot_change(value: Any) -> bool:
+    """Say whether later changes of a value would be changes of something that exists, or cannot be."""
+    if isinstance(value, (ConstantVariable, TensorVariable, SymNodeVariable)):
+        return True
+    if type(value) in (TupleVariable, SizeVariable):
+        return all(map(_cannot_change, value.items))
+    return value.source is not None and not isinstance(value.mutation_type, (ValueMutationNew, AttributeMutationNew))
 
 
 def _naming(original: Callable[..., Any]) -> Callable[..., Any]:
     def named(self: TensorVariable, name: str) -> Any:
         node, tracer = self.as_proxy().node, self.as_proxy().tracer
-        notes = getattr(getattr(tracer, "output_graph", None), _NOTES, None)
+        notes = _notes_of(getattr(tracer, "output_graph", None))
         if notes is not None:
             notes.hints.append(Hint(segments.last_node(node.graph), node, name, not self._is_name_set))
         return original(self, name)
@@ -101,7 +135,7 @@ def _naming(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _call(self: Any, tx: Any, args: list[VariableTracker], kwargs: dict[str, VariableTracker]) -> VariableTracker:
-    notes = _notes_of(self, tx)
+    notes = _notes_for(self, tx)
     if notes is None:
         return _traced(self, tx, args, kwargs)
     kind = type(self.value)
@@ -145,17 +179,28 @@ def _read(flat: Iterable[Leaf]) -> list[tuple[Any, ...]]:
     return [(leaf.place, leaf.kind, leaf.node) for leaf in flat if not leaf.is_unread]
 
 
-def _notes_of(variable: Any, tx: Any) -> _Notes | None:
+def _notes_of(output: Any) -> _Notes | None:
+    """Return the notes of the graph being traced, if it is for a backend of ours."""
+    if output is None:
+        return None
+    if not hasattr(output, _NOTES):
+        setattr(output, _NOTES, _Notes(output) if _is_ours(output) else None)
+    notes: _Notes | None = getattr(output, _NOTES)
+    return notes
+
+
+def _notes_for(variable: Any, tx: Any) -> _Notes | None:
     """Return the notes of the graph being traced if the module is one that may be copied."""
     output = tx.output
     if type(variable) is not UnspecializedNNModuleVariable or variable.source is None or torch.is_grad_enabled():
         return None
-    if not hasattr(output, _NOTES):
-        setattr(output, _NOTES, _Notes(tx) if _is_ours(output) else None)
-    notes: _Notes | None = getattr(output, _NOTES)
+    notes = _notes_of(output)
     if notes is None or id(variable.value) not in notes.members or output.current_tracer.parent is not None:
         return None
-    return notes if notes.misses[type(variable.value)] < _MISSES else None
+    if notes.escaped or notes.misses[type(variable.value)] >= _MISSES:
+        return None
+    modes = tx.symbolic_torch_function_state.mode_stack
+    return notes if all(type(mode.value) is DeviceContext for mode in modes) else None
 
 
 def _is_ours(output: Any) -> bool:
@@ -170,10 +215,10 @@ def _is_ours(output: Any) -> bool:
     return bool(options.get("trace_once", True))
 
 
-def _members(tx: Any) -> frozenset[int]:
+def _members(output: Any) -> frozenset[int]:
     """Return the modules that stand in a list with others of their class, by `id`."""
     found: set[int] = set()
-    for root in tx.output.root_tx.f_locals.values():
+    for root in output.root_tx.f_locals.values():
         for module in root.modules() if isinstance(root, nn.Module) else ():
             if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
                 kinds = Counter(type(child) for child in module.children())
@@ -194,6 +239,7 @@ def _state(tx: Any) -> tuple[Any, ...]:
         torch.are_deterministic_algorithms_enabled(),
         torch.get_default_dtype(),
         tuple(map(id, tx.symbolic_torch_function_state.mode_stack)),
+        repr(torch.fx.traceback.current_meta.get("custom")),
     )
 
 

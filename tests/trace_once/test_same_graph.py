@@ -17,6 +17,8 @@ from tests.models.tiny import TinyModel, first_tensor
 from tests.trace_once.same import assert_same, trace
 
 FEW = ("flux", "sd3", "wan", "pixart", "lumina2", "u_shaped", "containers", "facebook_dit", "experts")
+ONE_SIZE = ("window_dit",)
+"""Models of which Dynamo itself traces dynamic sizes for many minutes."""
 EVERY = {**BUILDERS, **FOREIGN, **CALLS, **IMAGE, **LATENTS, **MIXERS}
 
 
@@ -29,7 +31,9 @@ def check(name: str) -> list[int]:
     found = []
     for once in (True, False):
         tiny = EVERY[name](layers=6)
-        calls = [call(tiny, step=0), call(tiny, step=1), call(tiny, step=0, size=1)]
+        calls = [call(tiny, step=0), call(tiny, step=1)]
+        if name not in ONE_SIZE:
+            calls.append(call(tiny, step=0, size=1))
         with torch.no_grad():  # some models keep what they have computed in their first call
             tiny.module(*calls[0][0], **calls[0][1])
         found.append(trace(tiny.module, calls, once=once))

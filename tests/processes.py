@@ -1,4 +1,4 @@
-"""Other processes: Python for a script, and functions that run on several ranks at once."""
+"""Other processes: Python for a script, functions that run on several ranks, and what test processes share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
 """Without the folder of the script, or that of the caller, to import from; Python 3.10 cannot leave it out."""
 TIMEOUT_S = 240
 """Ranks that wait for each other do so for ever."""
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Any:
+    """Return what `make(folder)` does, which one of all test processes calls, for what takes minutes."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    kept = base / f"{name}.pickle"
+    with FileLock(base / f"{name}.lock"):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(make(factory.mktemp(name))))
+    return pickle.loads(kept.read_bytes())
 
 
 def on_ranks(

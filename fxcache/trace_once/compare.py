@@ -164,9 +164,10 @@ def _match(first: Any, other: Any, twins: dict[int, int], place: str) -> None:
         raise Unlike(f"{place}: {type(first).__name__} and {type(other).__name__}")
     if isinstance(first, CONSTANTS):
         return
+    is_known = id(first) in twins and not isinstance(first, torch.Tensor)
     if twins.setdefault(id(first), id(other)) != id(other):
         raise Unlike(f"{place}: an alias in one block only")
-    if first is other:
+    if first is other or is_known:  # of a part that refers to its whole, the comparison is under way
         return
     if isinstance(first, torch.Tensor):
         _match_tensors(first, other, twins, place)

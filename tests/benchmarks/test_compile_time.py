@@ -65,6 +65,7 @@ def test_the_contestants_are_what_they_are_called(name: str) -> None:
     assert options.trace_once == (name != "fxcache-traced")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_other_ways_give_what_the_plain_model_gives(way: str) -> None:
     preset = PRESETS["tiny"]

@@ -224,6 +224,7 @@ def test_behind_a_second_size_the_plain_answers_are_those_of_then():
         assert [run(call)[1] is ONES for call in (start, other, start)] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_a_lost_process_costs_one_row():
     script = Path(__file__).with_name("coverage_stand_ins.py")
     done = subprocess.run([*PYTHON, str(script)], capture_output=True, text=True, timeout=300, check=False)

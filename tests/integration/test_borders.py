@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxcache
 from fxcache.tracing import keeping_whole
+from tests.slow import some_slow
 
 WIDTH = 16
 
@@ -135,7 +136,7 @@ def played(module: nn.Module, inputs: Callable[[int, int], Tensor], call: Callab
     return outs
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow(CASES, ("skip connections of dynamic size",)))
 @pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_passes_a_border(name: str, share: bool) -> None:
     """Computed steps are those of plain Inductor to the last bit, an identical one is reused."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.scenes import DECISIONS
-from tests.processes import PYTHON
+from tests.processes import PYTHON, made_once
 
 PROGRAM = Path(__file__).with_name("cache_process.py")
 PLAIN: dict[str, Any] = {"fxcache": None}
@@ -48,26 +48,36 @@ COMPILED = (0, 1, 0, 1)
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """What plain Inductor and then fxcache have left behind, each in a process of its own, and the second answer."""
-    folder = tmp_path_factory.mktemp("compiled")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """What plain Inductor and then fxcache have left behind, each in a process of its own, and their answers."""
+    answers: tuple[Path, dict[str, Any], dict[str, Any]] = made_once(tmp_path_factory, "compiled", compile_both)
+    return answers
+
+
+def compile_both(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     (plain,) = process(folder, PLAIN)
-    (cached,) = process(folder, CACHED)
+    (cached,) = process(folder, CACHED)  # which never meets what plain Inductor has left
     assert not reused(plain) and found(plain) == COMPILED
     assert reused(cached) and cached["decisions"] == DECISIONS and found(cached) == COMPILED
-    return folder, cached
+    return folder, plain, cached
 
 
 @pytest.fixture
-def folder(first: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+def folder(first: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path) -> Path:
     """A copy of what the two have left behind."""
     return shutil.copytree(first[0], tmp_path / "compiled")
 
 
 @pytest.fixture
-def before(first: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
-    """What the process with fxcache said."""
+def plain(first: tuple[Path, dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    """What the process without fxcache said."""
     return first[1]
+
+
+@pytest.fixture
+def before(first: tuple[Path, dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    """What the process with fxcache said."""
+    return first[2]
 
 
 def test_a_second_process_neither_traces_nor_compiles_again(folder: Path, before: dict[str, Any]) -> None:
@@ -135,18 +145,23 @@ def test_what_shapes_the_graph_meets_no_older_artefact(folder: Path) -> None:
     assert [answer["same"] for answer in answers] == [once_more["same"], other["same"]] * 2
 
 
+def test_what_can_never_reuse_is_plain_inductors(folder: Path, plain: dict[str, Any]) -> None:
+    never = {"residual_diff_threshold": 0}
+    off, sharing = process(folder, {"fxcache": never}, {"fxcache": {**never, "share_blocks": True}})
+    assert found(off) == WHOLE  # what plain Inductor has left
+    assert found(sharing) == COMPILED  # but not where blocks are shared
+    assert off["decisions"] == sharing["decisions"] == "CCCC"
+    assert plain["same"][0] == off["same"][0] == sharing["same"][0]
+    (again,) = process(folder, {"fxcache": {**never, "share_blocks": True}})
+    assert found(again) == WHOLE and again["same"][0] == plain["same"][0]
+
+
+@pytest.mark.slow
 def test_plain_inductor_never_meets_a_rewritten_graph(tmp_path: Path) -> None:
     (cached,) = process(tmp_path, CACHED)
-    never = {"residual_diff_threshold": 0}
-    plain, off, sharing = process(tmp_path, PLAIN, {"fxcache": never}, {"fxcache": {**never, "share_blocks": True}})
-    assert reused(cached)
-    assert found(plain) == COMPILED and found(off) == WHOLE  # what can never reuse is plain Inductor's
-    assert found(sharing) == COMPILED  # but not where blocks are shared
-    assert not reused(plain) and not reused(off) and not reused(sharing)
-    assert plain["decisions"] == off["decisions"] == sharing["decisions"] == "CCCC"
-    assert plain["same"][0] == off["same"][0] == sharing["same"][0]
-    (again,) = process(tmp_path, {"fxcache": {**never, "share_blocks": True}})
-    assert found(again) == WHOLE and again["same"][0] == plain["same"][0]
+    (plain,) = process(tmp_path, PLAIN)
+    assert reused(cached) and not reused(plain)
+    assert found(cached) == found(plain) == COMPILED
 
 
 def test_a_refusal_is_said_by_every_process(folder: Path) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 
 from tests.integration.ranks import RANKS, SPREADS, Case, Seen, generate, work
-from tests.processes import on_ranks
+from tests.processes import made_once, on_ranks
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
@@ -47,16 +46,9 @@ SLOW = {
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, tuple[Seen, ...]]:
-    folder = tmp_path_factory.getbasetemp()
-    if worker_id != "master":
-        folder = folder.parent  # of all test processes: minutes of work, which one of them does
-    kept = folder / "ranks.pt"
-    with FileLock(folder / "ranks.lock"):
-        if not kept.exists():
-            cases, place = list(CASES.values()), tmp_path_factory.mktemp("ranks")
-            torch.save(on_ranks(work, cases, place, timeout_s=TIMEOUT_S), kept)
-    ranks = torch.load(kept, weights_only=False)
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Seen, ...]]:
+    cases = list(CASES.values())
+    ranks = made_once(tmp_path_factory, "ranks", lambda place: on_ranks(work, cases, place, timeout_s=TIMEOUT_S))
     return dict(zip(CASES, zip(*ranks, strict=True), strict=True))
 
 

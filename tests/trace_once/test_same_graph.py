@@ -16,7 +16,7 @@ from tests.models.foreign_mixers import MIXERS
 from tests.models.tiny import TinyModel, first_tensor
 from tests.trace_once.same import assert_same, trace
 
-FEW = ("flux", "sd3", "wan", "pixart", "lumina2", "u_shaped", "containers", "facebook_dit", "experts")
+FEW = ("flux", "wan", "u_shaped", "containers", "experts")
 ONE_SIZE = ("window_dit",)
 """Models of which Dynamo itself traces dynamic sizes for many minutes."""
 EVERY = {**BUILDERS, **FOREIGN, **CALLS, **IMAGE, **LATENTS, **MIXERS}

@@ -97,6 +97,16 @@ def patched(model: Model) -> None:
     block.forward = lambda h, more=None: h * 2
 
 
+def cycles(model: Model) -> None:
+    for block in model.blocks:
+        block.norm.owner = [block]
+
+
+def crossed(model: Model) -> None:
+    cycles(model)
+    model.blocks[2].norm.owner = [model.blocks[3]]
+
+
 def other_class(model: Model) -> None:
     model.blocks[2].act = nn.Sequential(nn.SiLU(), nn.Dropout(0.0))
 
@@ -112,7 +122,7 @@ def frozen(model: Model) -> None:
 CHANGES: list[tuple[Callable[[Model], None], int]] = [
     (scaled, 4), (all_scaled, 0), (other_function, 4), (partials, 0), (closures, 0), (tied_weights, 5),
     (tied_to_the_outside, 4), (tied_inside, 4), (global_object, 2), (one_object, 5), (tables, 5), (some_tables, 4),
-    (hooked, 4), (patched, 4), (other_class, 4), (one_block, 0), (frozen, 4),
+    (hooked, 4), (patched, 4), (cycles, 5), (crossed, 4), (other_class, 4), (one_block, 0), (frozen, 4),
 ]  # fmt: skip
 
 

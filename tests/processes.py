@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]

@@ -115,7 +115,7 @@ def _noting_mutation(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cannot_change(value: Any) -> bool:
-    """Say whether later changes of a value would be changes of something that exists, or cannot be."""
+    """Say whether a value stays as it is, or existed before, so that its changes are noted themselves."""
     if isinstance(value, (ConstantVariable, TensorVariable, SymNodeVariable)):
         return True
     if type(value) in (TupleVariable, SizeVariable):

@@ -35,7 +35,7 @@ class Hint:
     node: fx.Node
     name: str
     is_first: bool
-    """Whether the node was named for it: later ones change nothing."""
+    """Whether the node was named for it."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,11 @@ def cut(
 
     _rebuild(result, check, handed)
     delta = {path: (calls.get(path, 0), count) for path, count in tx.num_calls.items() if count != calls.get(path, 0)}
-    found = tuple(hint for hint in hints[before.hints :] if hint.node in inside or hint.node in arguments)
+    found = tuple(
+        hint
+        for hint in hints[before.hints :]
+        if hint.node in arguments or (hint.node in inside and hint.is_first)  # later ones change nothing
+    )
     outer, path = len(tx.nn_module_stack), path_of(start)
     return Segment(tuple(nodes), arguments, sources, result, outer, path, delta, found, named)
 
@@ -280,8 +284,7 @@ class _Names:
             if copy in self._given:
                 self._given[copy].set_name_hint(hint.name)
                 continue
-            if hint.is_first:
-                copy._rename(hint.name)
+            copy._rename(hint.name)
             self._hints.append(Hint(last_node(copy.graph), copy, hint.name, hint.is_first))
 
 

@@ -150,6 +150,7 @@ def test_what_can_never_reuse_is_plain_inductors(folder: Path, plain: dict[str, 
     off, sharing = process(folder, {"fxcache": never}, {"fxcache": {**never, "share_blocks": True}})
     assert found(off) == WHOLE  # what plain Inductor has left
     assert found(sharing) == COMPILED  # but not where blocks are shared
+    assert not reused(off) and not reused(sharing)
     assert off["decisions"] == sharing["decisions"] == "CCCC"
     assert plain["same"][0] == off["same"][0] == sharing["same"][0]
     (again,) = process(folder, {"fxcache": {**never, "share_blocks": True}})

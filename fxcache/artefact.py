@@ -117,12 +117,12 @@ def kept(key: str, bind: Bind) -> Iterator[None]:
 
 
 def key_of(gm: GraphModule, inputs: Sequence[Any], options: Options, *, is_fragment: bool) -> str:
-    """Key of all that the passes read and AOTAutograd's key does not cover.
+    """Key of all that the passes read and AOTAutograd's key may not cover.
 
-    That is the options and sources, and of Dynamo's graph the modules its nodes come from, the names of its inputs and
-    the sizes that stand for dynamic ones.
+    That is the options and sources, and of Dynamo's graph its code (AOTAutograd sees one with calls for blocks), the
+    modules its nodes come from, the names of its inputs and the sizes that stand for dynamic ones.
     """
-    digest = hashlib.sha256(f"{cache_key(options)} {is_fragment}".encode())
+    digest = hashlib.sha256(f"{cache_key(options)} {is_fragment} {gm.code}".encode())
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     for node, value in zip(placeholders, inputs, strict=True):
         digest.update(f"\n{source_name(node)} {is_static(node, value)} {is_number(node)} {_sizes(value)}".encode())

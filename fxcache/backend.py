@@ -14,7 +14,7 @@ import torch
 import torch._inductor.config
 from torch.fx import GraphModule
 
-from fxcache import trace_once
+from fxcache import dispatch_once, trace_once
 from fxcache.breaks import BrokenModel, broken_model, cut_by_hand
 from fxcache.calibrators import CALIBRATORS
 from fxcache.errors import OptionError, Refusal, RefusalError, RefusalWarning
@@ -89,8 +89,20 @@ class _Compilation:
         options, inputs = self._options, list(self._inputs)
         if not options.can_reuse and not options.share_blocks and options.inner_backend == "inductor":
             return through_inductor(None, gm, inputs, options)
+        key = None
         if shelf is not None and shelf.can_keep(inputs, options):
             key = shelf.key_of(gm, inputs, options, is_fragment=self._is_fragment)
+        if options.inner_backend != "eager" and options.trace_once and dispatch_once.is_possible(inputs):
+            compiled = dispatch_once.attempt(gm, partial(self._compiled, key=key))
+            if compiled is not None:
+                return compiled
+        return self._compiled(gm, key)
+
+    def _compiled(self, gm: GraphModule, key: str | None) -> Callable[..., Any]:
+        """Compile Dynamo's graph, or the same one with calls for its blocks; ``key`` is that of Dynamo's."""
+        options, inputs = self._options, list(self._inputs)
+        if key is not None:
+            assert shelf is not None
             with shelf.kept(key, self._bind):
                 compiled = through_inductor(self._seam_to_keep, gm, inputs, options)
             if self._bound:

@@ -27,7 +27,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "rewrite": ({"rewrite"}, {"base", "kernels", "regions"}),
     "runtime": ({"runtime"}, {"base", "kernels", "policies", "words"}),
     "entry": (
-        {"artefact", "backend", "breaks", "found", "inductor_settings", "inner", "intake", "trace_once", "tracing"},
+        {
+            *("artefact", "backend", "breaks", "dispatch_once", "found", "inductor_settings", "inner", "intake"),
+            *("trace_once", "tracing"),
+        },
         {"base", "calibrators", "kernels", "policies", "regions", "rewrite", "runtime", "words"},
     ),
     "user": (

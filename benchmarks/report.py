@@ -98,7 +98,8 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     versions = {"python": platform.python_version(), "fxcache": _version("fxcache")}
     return {
         "commit": _commit(),
-        "versions": versions | {name: _version(name) for name in _PACKAGES},
+        # of torch with its build, which its metadata need not name
+        "versions": versions | {name: _version(name) for name in _PACKAGES} | {"torch": torch.__version__},
         "machine": machine,
     }
 

@@ -218,7 +218,7 @@ class Options:
     others are left to plain Inductor as they are."""
 
     trace_once: bool = True
-    """Whether blocks that Dynamo cannot tell apart are traced once (torch 2.13): less time for the same graph."""
+    """Whether blocks that cannot be told apart are traced once (torch 2.13): less time for the same graphs."""
 
     on_refusal: Literal["warn", "raise"] = "warn"
     """What a graph without a usable trunk does: run uncached with one warning, or raise ``RefusalError``."""

@@ -130,7 +130,7 @@ class EagerDBCache:
         change, size = (indicator - reference).abs(), reference.abs()
         important = self.options.important_condition_threshold
         if important > 0:
-            tokens = change.mean(-1) / size.mean(-1) > important
+            tokens = (change.mean(-1) / size.mean(-1) > important) | ~change.mean(-1).isfinite()
             if tokens.any():
                 change, size = change[tokens], size[tokens]
         return (change.mean() / size.mean()).item()

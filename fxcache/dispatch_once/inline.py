@@ -72,7 +72,7 @@ class _Body:
         odd += [node for node in self._results if node not in self._nodes]
         if odd:
             raise Unlike(f"a block has effects, or returns what it is given: {odd[0]}")
-        trained = {self._operands[i] for i in weights}
+        trained = {self._operands[i] for i in weights if self._operands[i].meta["val"].dim() <= 2}
         for node in self._nodes:
             if is_view(node) and node.args[0] in trained:
                 trained.add(node)

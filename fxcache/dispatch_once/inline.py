@@ -25,7 +25,7 @@ class Unlike(Exception):
 def inline(gm: GraphModule, outlined: Outlined) -> int:
     """Put copies of the submodules of `outline` in the places of their calls, in place; return their number."""
     bodies: dict[str, _Body] = {}
-    stale: set[Any] = set()
+    stale: dict[Any, Any] = {}
     calls = 0
     for node in list(gm.graph.nodes):
         if node.target is _INVOKE and str(node.args[1]).startswith(NAME):
@@ -35,9 +35,9 @@ def inline(gm: GraphModule, outlined: Outlined) -> int:
             number = (node.meta.get("custom") or {}).get(CALL)
             if number is None:
                 raise Unlike("a call has lost its number")
-            stale |= bodies[name].put(node, outlined.stacks[number])
+            stale.update(bodies[name].put(node, outlined.stacks[number]))
             calls += 1
-        elif node.op == "call_function" and node.users and stale & set(_memory(node)):
+        elif node.users and not stale.keys().isdisjoint(_memory(node)):
             # a view of what a call returned, which is now a view itself
             node.meta["val"] = fake_result(node)
     for name in bodies:
@@ -95,8 +95,11 @@ class _Body:
             known |= set(memory)
         return made
 
-    def put(self, call: Node, stacks: Mapping[Stack, Any]) -> set[Any]:
-        """Replace a call by a copy; returns the memory of its results whose place other memory has taken."""
+    def put(self, call: Node, stacks: Mapping[Stack, Any]) -> dict[Any, Any]:
+        """Replace a call by a copy; returns the memory whose place other memory has taken, and what was in it.
+
+        As long as that is kept nothing else can be there.
+        """
         there: dict[Node, Node] = {}
         for mine, given in zip(self._operands, call.args[2:], strict=True):
             if not isinstance(given, Node) or _facts(given) != _facts(mine):
@@ -119,12 +122,12 @@ class _Body:
                     if stack_of(node) not in stacks:
                         raise Unlike("a node of a block comes from no module of it")
                     copy.meta["nn_module_stack"] = stacks[stack_of(node)]
-        stale: set[Any] = set()
+        stale: dict[Any, Any] = {}
         for node, user in results.items():
             if _facts(there[node]) != _facts(user):
                 raise Unlike("blocks return values in different layouts")
             if node not in self._alone:
-                stale |= set(_memory(user))
+                stale.update(dict.fromkeys(_memory(user), user.meta["val"]))
             user.replace_all_uses_with(there[node])
             graph.erase_node(user)
         submodule: Any = call.args[0]
@@ -148,5 +151,5 @@ def _facts(node: Node) -> Any:
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
         return type(value), value
-    # not the offset: a call loses it, and no operator gives other results for it
+    # not the offset: a call loses it, and no operator computes anything else for it
     return value.shape, value.stride(), value.dtype, value.device

@@ -99,6 +99,9 @@ def _copied(gm: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
         if hasattr(node, "_dynamo_source"):
             copy._dynamo_source = node._dynamo_source
     mine.graph = graph
+    mine.meta = dict(gm.meta)
+    # what Dynamo tells AOTAutograd: where the inputs come from, and which stay where they are
+    mine.__dict__.update({name: value for name, value in gm.__dict__.items() if name not in mine.__dict__})
     return mine, there
 
 

@@ -25,6 +25,8 @@ class Seen:
     """In the place of blocks."""
     abandoned: int = 0
     """Attempts after which all blocks were traced."""
+    static: list[Any] = field(default_factory=list)
+    """Per graph: the inputs that stay where they are, and what AOTAutograd has asked of inputs."""
     outputs: Any = None
     names: dict[str, str] = field(default_factory=dict)
     """Of the parts of the model, by their `id`."""
@@ -36,6 +38,8 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *
 
     def seam(aten: fx.GraphModule, _: Sequence[Any], **facts: Any) -> Callable[[list[Any]], Any]:
         seen.graphs.append(aten)
+        asked = torch._guards.TracingContext.get().guards_context.aotautograd_guards
+        seen.static.append((list(facts["static_input_idxs"]), sorted(map(str, asked))))
 
         def run(flat: list[Any]) -> Any:
             with torch._C.DisableTorchFunctionSubclass():
@@ -68,6 +72,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *
 def assert_same(once: Seen, whole: Seen) -> None:
     """Compare operators, arguments, values, which of them share memory, and notes about modules."""
     assert len(once.graphs) == len(whole.graphs)
+    assert once.static == whole.static
     for copied, traced in zip(once.graphs, whole.graphs, strict=True):
         there: dict[fx.Node, fx.Node] = {}
         copies, nodes = list(copied.graph.nodes), list(traced.graph.nodes)
@@ -75,7 +80,7 @@ def assert_same(once: Seen, whole: Seen) -> None:
             assert (copy.op, _target(copy)) == (node.op, _target(node)), (copy.format_node(), node.format_node())
             wanted = fx.map_arg((node.args, node.kwargs), there.__getitem__)
             assert repr((copy.args, copy.kwargs)) == repr(wanted), (copy.format_node(), node.format_node())
-            assert tree_map(_facts, copy.meta.get("val")) == tree_map(_facts, node.meta.get("val")), copy.format_node()
+            assert _value(copy) == _value(node), copy.format_node()
             assert _stack(copy, once.names) == _stack(node, whole.names), copy.format_node()
             assert str(copy.meta.get("original_aten")) == str(node.meta.get("original_aten")), copy.format_node()
             there[node] = copy
@@ -88,10 +93,17 @@ def _target(node: fx.Node) -> Any:
     return node.target if node.op == "call_function" else ""
 
 
-def _facts(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return repr(value)
-    return tuple(value.shape), value.stride(), value.storage_offset(), value.dtype, value.device
+def _value(node: fx.Node) -> Any:
+    # torch gives such a result the offset of its operand, or none where it has computed the like before
+    without_offset = "_scatter" in str(node.target)
+
+    def facts(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return repr(value)
+        offset = None if without_offset else value.storage_offset()
+        return tuple(value.shape), value.stride(), offset, value.dtype, value.device
+
+    return tree_map(facts, node.meta.get("val"))
 
 
 def _stack(node: fx.Node, names: dict[str, str]) -> list[Any]:

@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from fxcache.dispatch_once.names import Names, Numbering
 from fxcache.dispatch_once.outline import CALL, NAME, Outlined, Stack, stack_of
 from fxcache.regions.dataflow import is_impure, is_view, op_name
 from fxcache.rewrite.plan import fake_mode_of, fake_result
@@ -26,8 +27,10 @@ def inline(gm: GraphModule, outlined: Outlined) -> int:
     """Put copies of the submodules of `outline` in the places of their calls, in place; return their number."""
     bodies: dict[str, _Body] = {}
     stale: dict[Any, Any] = {}
-    calls = 0
+    names, outer, calls = Names(), Numbering(), 0
     for node in list(gm.graph.nodes):
+        if node.op == "output":
+            break
         if node.target is _INVOKE and str(node.args[1]).startswith(NAME):
             name = node.args[0].target
             if name not in bodies:
@@ -35,15 +38,22 @@ def inline(gm: GraphModule, outlined: Outlined) -> int:
             number = (node.meta.get("custom") or {}).get(CALL)
             if number is None:
                 raise Unlike("a call has lost its number")
-            stale.update(bodies[name].put(node, outlined.stacks[number]))
+            outer.skip(node.name)
+            stale.update(bodies[name].put(node, outlined.stacks[number], names))
             calls += 1
-        elif node.users and not stale.keys().isdisjoint(_memory(node)):
-            # a view of what a call returned, which is now a view itself
-            node.meta["val"] = fake_result(node)
+        elif node.op == "get_attr" or node.graph is not gm.graph or node._erased:
+            outer.skip(node.name)
+        else:
+            if not stale.keys().isdisjoint(_memory(node)):
+                # a view of what a call returned, which is now a view itself
+                node.meta["val"] = fake_result(node)
+            if node.op == "call_function":
+                names.follow(node, node.name, outer)
     for name in bodies:
         gm.delete_submodule(name)
     if any(NAME in str(leaf) for node in gm.graph.nodes for leaf in (node.target, *node.args)):
         raise Unlike("a block changes what it is given")
+    names.give(gm.graph)
     gm.graph.eliminate_dead_code()  # the last block may return what nobody reads
     _check_outputs(gm)
     gm.graph.lint()
@@ -64,7 +74,7 @@ class _Body:
     """A submodule after AOTAutograd."""
 
     def __init__(self, gm: GraphModule, weights: Set[int]) -> None:
-        nodes = list(gm.graph.nodes)
+        self._graph, nodes = gm.graph, list(gm.graph.nodes)
         self._operands = [node for node in nodes if node.op == "placeholder"]
         self._nodes = [node for node in nodes if node.op not in ("placeholder", "output")]
         self._results: list[Any] = list(nodes[-1].args[0])
@@ -95,7 +105,7 @@ class _Body:
             known |= set(memory)
         return made
 
-    def put(self, call: Node, stacks: Mapping[Stack, Any]) -> dict[Any, Any]:
+    def put(self, call: Node, stacks: Mapping[Stack, Any], names: Names) -> dict[Any, Any]:
         """Replace a call by a copy; returns the memory whose place other memory has taken, and what was in it.
 
         As long as that is kept nothing else can be there.
@@ -105,7 +115,7 @@ class _Body:
             if not isinstance(given, Node) or _facts(given) != _facts(mine):
                 raise Unlike("blocks are given values in different layouts")
             there[mine] = given
-        graph, results = call.graph, {}
+        graph, results, numbering = call.graph, {}, Numbering()
         for user in call.users:
             if user.target is not operator.getitem:
                 raise Unlike("the results of a block are read as a whole")
@@ -113,6 +123,7 @@ class _Body:
         with fake_mode_of([node.meta["val"] for node in self._operands]), graph.inserting_before(call):
             for node in self._nodes:
                 there[node] = copy = graph.node_copy(node, there.__getitem__)
+                names.follow(copy, node.name, numbering)
                 copy.meta = dict(node.meta)
                 if node in self._alone and node in results:
                     copy.meta["val"] = results[node].meta["val"]
@@ -122,6 +133,7 @@ class _Body:
                     if stack_of(node) not in stacks:
                         raise Unlike("a node of a block comes from no module of it")
                     copy.meta["nn_module_stack"] = stacks[stack_of(node)]
+        names.finish(self._graph, numbering)
         stale: dict[Any, Any] = {}
         for node, user in results.items():
             if _facts(there[node]) != _facts(user):

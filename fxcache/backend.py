@@ -89,14 +89,16 @@ class _Compilation:
         options, inputs = self._options, list(self._inputs)
         if not options.can_reuse and not options.share_blocks and options.inner_backend == "inductor":
             return through_inductor(None, gm, inputs, options)
-        key = None
+        key = compiled = None
         if shelf is not None and shelf.can_keep(inputs, options):
             key = shelf.key_of(gm, inputs, options, is_fragment=self._is_fragment)
         if options.inner_backend != "eager" and options.trace_once and dispatch_once.is_possible(inputs):
             compiled = dispatch_once.attempt(gm, partial(self._compiled, key=key))
-            if compiled is not None:
-                return compiled
-        return self._compiled(gm, key)
+        if compiled is None:
+            compiled = self._compiled(gm, key)
+        if self._kept_refusal is not None:
+            self._refuse(self._kept_refusal)
+        return compiled
 
     def _compiled(self, gm: GraphModule, key: str | None) -> Callable[..., Any]:
         """Compile Dynamo's graph, or the same one with calls for its blocks; ``key`` is that of Dynamo's."""
@@ -106,8 +108,6 @@ class _Compilation:
             with shelf.kept(key, self._bind):
                 compiled = through_inductor(self._seam_to_keep, gm, inputs, options)
             if self._bound:
-                if self._kept_refusal is not None:
-                    self._refuse(self._kept_refusal)
                 return compiled
         return compile_through(self.seam, gm, inputs, options)
 

@@ -43,10 +43,14 @@ def attempt(gm: GraphModule, compile: Callable[[GraphModule], Callable[..., Any]
 
     Whatever is raised behind AOTAutograd is raised here.
     """
-    outlined = outline(gm)
+    original, inlined = compile_fx.compile_fx_forward, False
+    try:
+        outlined = outline(gm)
+    except Exception as error:
+        _log.debug("blocks are not outlined: %s: %s", type(error).__name__, error)
+        return None
     if outlined is None:
         return None
-    original, inlined = compile_fx.compile_fx_forward, False
 
     def forward(aten: GraphModule, *args: Any, **kwargs: Any) -> Any:
         nonlocal inlined

@@ -122,6 +122,8 @@ def _effects(graph: Graph) -> _Effects | None:
         if node.op == "placeholder" and not isinstance(node.meta.get("example_value"), torch.Tensor):
             return None
         if node.op not in ("call_function", "call_method"):
+            if node.op == "call_module":
+                return None
             continue
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         if name in _MODES:

@@ -31,7 +31,7 @@ from torch.fx import GraphModule
 from fxcache.errors import Refusal
 from fxcache.found import Found
 from fxcache.inner import MARK, cache_key
-from fxcache.intake import is_number, is_static, source_name
+from fxcache.intake import is_number, is_static, needs_gradients, source_name
 from fxcache.options import Options
 from fxcache.regions.dataflow import hint
 
@@ -96,9 +96,8 @@ def can_keep(inputs: Sequence[Any], options: Options) -> bool:
         torch._dynamo.config, "caching_precompile", False
     ):
         return False
-    trains = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
     # a backward graph is compiled and kept later, when nobody is there to receive it
-    return not trains and (should_use_local_autograd_cache() or should_use_remote_autograd_cache())
+    return not needs_gradients(inputs) and (should_use_local_autograd_cache() or should_use_remote_autograd_cache())
 
 
 @contextmanager

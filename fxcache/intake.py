@@ -57,6 +57,11 @@ def is_static(node: Node, value: object) -> bool:
     return isinstance(value, torch.nn.Parameter) or bool(_STATIC.search(source_name(node)))
 
 
+def needs_gradients(inputs: Sequence[object]) -> bool:
+    """Say whether a graph that is compiled now for these inputs has a backward one."""
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
+
+
 def is_number(node: Node) -> bool:
     """Say whether an input of Dynamo's graph is a number of Python's, made a tensor anew for every call."""
     return bool(getattr(node.meta.get("grapharg"), "pass_arg_as_tensor", False))

@@ -23,6 +23,7 @@ from torch.fx import GraphModule
 from fxcache.dispatch_once.inline import Unlike, inline
 from fxcache.dispatch_once.outline import Outlined, outline
 from fxcache.dispatch_once.products import products_with_weights
+from fxcache.intake import needs_gradients
 
 __all__ = ["Outlined", "Unlike", "attempt", "inline", "is_possible", "outline"]
 
@@ -34,8 +35,7 @@ _log = logging.getLogger(__name__)
 def is_possible(inputs: Sequence[Any]) -> bool:
     """Say whether graphs with these inputs may be outlined now: not with gradients, under autocast or other modes."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    trains = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
-    return version in TESTED and not trains and not torch._C._is_any_autocast_enabled()
+    return version in TESTED and not needs_gradients(inputs) and not torch._C._is_any_autocast_enabled()
 
 
 def attempt(gm: GraphModule, compile: Callable[[GraphModule], Callable[..., Any]]) -> Callable[..., Any] | None:

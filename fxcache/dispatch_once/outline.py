@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten
 
 from fxcache.dispatch_once.products import trained
+from fxcache.regions.dataflow import operands_of
 
 NAME = "fxcache_alike"
 CALL = "fxcache_call"
@@ -76,7 +77,7 @@ def outline(gm: GraphModule) -> Outlined | None:
     for number, group in enumerate(groups):
         name = f"{NAME}_{number}"
         mine.add_submodule(name, _body([there[node] for node in group[0]]))
-        values = [node.meta["example_value"] for node in _operands(group[0])]
+        values = [node.meta["example_value"] for node in operands_of(group[0])]
         weights[name] = frozenset(i for i, value in enumerate(values) if value.requires_grad)
         for block in group:
             _replace(mine, name, [there[node] for node in block], len(stacks))
@@ -217,16 +218,10 @@ def _is_closed(nodes: Sequence[Node], effects: _Effects, outside: Set[Any]) -> b
     """Say whether a block has no effect, and nobody ``outside`` writes to what it takes or gives."""
     if not effects.in_mode.isdisjoint(nodes):
         return False
-    taken = {_memory(node.meta["example_value"]) for node in _operands(nodes)}
+    taken = {_memory(node.meta["example_value"]) for node in operands_of(nodes)}
     given = {_memory(node.meta["example_value"]) for node in _outputs(nodes)}
     inside = {effects.changed[node] for node in nodes if node in effects.changed}
     return taken.isdisjoint(inside) and outside.isdisjoint(taken | given)
-
-
-def _operands(nodes: Sequence[Node]) -> list[Node]:
-    """What the nodes read from outside, in the order of first use."""
-    members = set(nodes)
-    return list(dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in members))
 
 
 def _outputs(nodes: Sequence[Node]) -> list[Node]:
@@ -236,7 +231,7 @@ def _outputs(nodes: Sequence[Node]) -> list[Node]:
 
 def _structure(nodes: Sequence[Node]) -> Any:
     """What blocks must have in common to be one submodule; None for a block that cannot be one."""
-    operands, outputs = _operands(nodes), set(_outputs(nodes))
+    operands, outputs = operands_of(nodes), set(_outputs(nodes))
     if not outputs or not all(map(_is_plain_value, [*operands, *outputs])):
         return None
     names: dict[Node, Any] = {node: ("operand", i) for i, node in enumerate(operands)}
@@ -280,7 +275,7 @@ def _stacks(template: Sequence[Node], block: Sequence[Node]) -> dict[Stack, Any]
 def _body(nodes: Sequence[Node]) -> GraphModule:
     graph = Graph()
     inside: dict[Node, Node] = {}
-    for i, node in enumerate(_operands(nodes)):
+    for i, node in enumerate(operands_of(nodes)):
         inside[node] = graph.placeholder(f"operand_{i}")
         inside[node].meta["example_value"] = node.meta["example_value"]
     for node in inside:
@@ -296,7 +291,7 @@ def _body(nodes: Sequence[Node]) -> GraphModule:
 def _replace(gm: GraphModule, name: str, block: Sequence[Node], number: int) -> None:
     graph, members, outputs = gm.graph, set(block), _outputs(block)
     with graph.inserting_before(block[-1].next):
-        arguments: tuple[Any, ...] = (graph.get_attr(name), name, *_operands(block))
+        arguments: tuple[Any, ...] = (graph.get_attr(name), name, *operands_of(block))
         made = graph.call_function(torch.ops.higher_order.invoke_subgraph, arguments)
         made.meta["example_value"] = tuple(node.meta["example_value"] for node in outputs)
         made.meta["custom"] = {CALL: number}

@@ -7,7 +7,7 @@ pin a dynamic size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +147,12 @@ def is_half(node: Node) -> bool:
     """Say whether the node's value is one tensor in half precision."""
     value = tensor_of(node)
     return value is not None and value.dtype in HALF
+
+
+def operands_of(nodes: Sequence[Node]) -> list[Node]:
+    """What the nodes read from outside, in the order of first use."""
+    members = set(nodes)
+    return list(dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in members))
 
 
 def size_inputs(graph: Graph) -> dict[Any, Node]:

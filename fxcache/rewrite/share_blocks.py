@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._pytree import tree_flatten
 
-from fxcache.regions.dataflow import is_half, is_impure, is_view, size_inputs, tensor_of, value_of
+from fxcache.regions.dataflow import is_half, is_impure, is_view, operands_of, size_inputs, tensor_of, value_of
 from fxcache.regions.trunk import Trunk
 from fxcache.rewrite.borders import conform_layout, own_memory
 from fxcache.rewrite.pin_layouts import settle_layout
@@ -135,7 +135,7 @@ def _cut_out(marked: list[Node], span: list[Node], sizes: Mapping[Any, Node]) ->
     outputs = {i for i, node in enumerate(nodes) if any(user not in members for user in node.users)}
     if not outputs or not all(tensor_of(nodes[i]) is not None for i in outputs):
         return None
-    operands = _operands(nodes)
+    operands = operands_of(nodes)
     if not all(isinstance(value_of(node), (torch.Tensor, torch.SymInt)) for node in operands):
         return None
     symbols = free_symbols([value_of(node) for node in (*operands, *nodes)])
@@ -162,15 +162,9 @@ def _alike(group: list[_Block]) -> list[_Block]:
     """
     if len(group) < 2:
         return group
-    pairs = zip(_operands(group[0].nodes), _operands(group[1].nodes), strict=True)
+    pairs = zip(operands_of(group[0].nodes), operands_of(group[1].nodes), strict=True)
     streams = [first for first, second in pairs if first is not second and _WEIGHT not in first.meta]
     return group if all(_MARK in node.meta for node in streams) else group[1:]
-
-
-def _operands(nodes: list[Node]) -> list[Node]:
-    """What the nodes read from outside, in the order of first use."""
-    members = set(nodes)
-    return list(dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in members))
 
 
 def _structure(nodes: list[Node], operands: list[Node]) -> Any:
@@ -195,9 +189,9 @@ def _operand_kind(node: Node) -> Any:
 
 def _share(gm: GraphModule, group: Sequence[_Block], name: str) -> None:
     template = group[0]
-    read = _operands(template.nodes)
+    read = operands_of(template.nodes)
     outputs = sorted(set().union(*(block.outputs for block in group)))
-    pairs = zip(read, _operands(group[1].nodes), strict=True)
+    pairs = zip(read, operands_of(group[1].nodes), strict=True)
     # what passes from block to block in half precision is not rounded on the way: Inductor would not do so either
     wide = {i for i, (one, other) in enumerate(pairs) if one is not other and is_half(one) and _WEIGHT not in one.meta}
     body = Graph()
@@ -250,7 +244,7 @@ class _Calls:
             return
         with graph.inserting_before(last.next):
             attribute = graph.get_attr(self.name)
-            operands = [self._operand(i, node) for i, node in enumerate(_operands(block.nodes))]
+            operands = [self._operand(i, node) for i, node in enumerate(operands_of(block.nodes))]
             arguments: tuple[Any, ...] = (attribute, self.name, *operands, *block.sizes)
             anchor = made = graph.call_function(torch.ops.higher_order.invoke_subgraph, arguments)
         made.meta = unmarked(last)

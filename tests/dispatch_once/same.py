@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fxcache import dispatch_once
 from fxcache.inner import compile_through
 from fxcache.options import Options
+from tests.trace_once.same import stack_of
 
 
 @dataclass
@@ -81,7 +82,7 @@ def assert_same(once: Seen, whole: Seen) -> None:
             wanted = fx.map_arg((node.args, node.kwargs), there.__getitem__)
             assert repr((copy.args, copy.kwargs)) == repr(wanted), (copy.format_node(), node.format_node())
             assert _value(copy) == _value(node), copy.format_node()
-            assert _stack(copy, once.names) == _stack(node, whole.names), copy.format_node()
+            assert stack_of(copy, once.names) == stack_of(node, whole.names), copy.format_node()
             assert str(copy.meta.get("original_aten")) == str(node.meta.get("original_aten")), copy.format_node()
             there[node] = copy
         assert len(copies) == len(nodes)
@@ -104,14 +105,6 @@ def _value(node: fx.Node) -> Any:
         return tuple(value.shape), value.stride(), offset, value.dtype, value.device
 
     return tree_map(facts, node.meta.get("val"))
-
-
-def _stack(node: fx.Node, names: dict[str, str]) -> list[Any]:
-    found = []
-    for key, value in (node.meta.get("nn_module_stack") or {}).items():
-        whose, at, which = key.partition("@")
-        found.append((names.get(whose, whose), at, which, value))
-    return found
 
 
 def _memory(nodes: Sequence[fx.Node]) -> list[int]:

@@ -106,7 +106,7 @@ def _assert_same_graph(
         assert source_name(copy) == source_name(node)
         wanted = fx.map_arg((node.args, node.kwargs), there.__getitem__)
         assert repr((copy.args, copy.kwargs)) == repr(wanted), (copy.format_node(), node.format_node())
-        assert _stack(copy, names) == _stack(node, other_names), copy.format_node()
+        assert stack_of(copy, names) == stack_of(node, other_names), copy.format_node()
         assert copy.name == node.name
         assert copy.stack_trace == node.stack_trace
         assert _example(copy) == _example(node), copy.format_node()
@@ -118,7 +118,8 @@ def _target(node: fx.Node) -> Any:
     return getattr(node.target, "__name__", node.target)
 
 
-def _stack(node: fx.Node, names: dict[str, str]) -> list[Any]:
+def stack_of(node: fx.Node, names: dict[str, str]) -> list[Any]:
+    """Modules that a node comes from, by name, with the calls that it was made in."""
     found = []
     for key, value in (node.meta.get("nn_module_stack") or {}).items():
         whose, at, which = key.partition("@")
